@@ -1,0 +1,28 @@
+"""Time as an argument. Times are integers: milliseconds since 1970 (`_ms`), as RocketMQ writes them everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A call that has not happened yet."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """What a room may ask of time. `net.clock` runs it on the event loop, `testing.clock` by hand."""
+
+    def now_ms(self) -> int:
+        """Wall-clock milliseconds since the epoch."""
+        ...
+
+    def call_at(self, when_ms: int, call: Callable[[], None]) -> Timer:
+        """Call once at `when_ms` or as soon as possible after it, from the event loop, never from inside."""
+        ...
+
+    def call_soon(self, call: Callable[[], None]) -> Timer:
+        """Call once at the end of this turn of the event loop."""
+        ...

@@ -1,0 +1,167 @@
+"""Settings: frozen, with Apache's key names on the outside (`flushDiskType`) and ours on the inside.
+
+A file feeds several structs from one flat key space, as Apache's reader does. Names carry their unit where Apache's
+do; the comment after a field says why our default differs, where it does (docs/configuration.md).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+LEVELS = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """How messages are stored (store/config/MessageStoreConfig.java)."""
+
+    store_path_root_dir: str = ""
+    #: empty: <root>/commitlog
+    store_path_commit_log: str = ""
+    #: bytes
+    mapped_file_size_commit_log: int = GIB
+    #: bytes: 300,000 entries of 20
+    mapped_file_size_consume_queue: int = 6_000_000
+    #: Apache: ASYNC_FLUSH. Durable by default: an acknowledged message survives a power cut.
+    flush_disk_type: Literal["SYNC_FLUSH", "ASYNC_FLUSH"] = "SYNC_FLUSH"
+    #: milliseconds between flushes of ASYNC_FLUSH
+    flush_interval_commit_log: int = 500
+    #: milliseconds between flushes of the consume queues
+    flush_interval_consume_queue: int = 1000
+    #: milliseconds that a send waits for its flush before it is answered FLUSH_DISK_TIMEOUT
+    sync_flush_timeout: int = 5000
+    #: bytes of a body
+    max_message_size: int = 4 * MIB
+    message_delay_level: str = LEVELS
+    #: milliseconds between writes of config/*.json that changed
+    flush_interval_config: int = 5000
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Who the broker is and what it allows (common/BrokerConfig.java)."""
+
+    broker_cluster_name: str = "DefaultCluster"
+    broker_name: str = "broker-a"
+    broker_id: int = 0
+    #: the host that routes give to clients; empty: the address that the client dialled
+    broker_ip1: str = msgspec.field(default="", name="brokerIP1")
+    listen_port: int = 10911
+    #: `host:port;host:port`
+    namesrv_addr: str = ""
+    broker_permission: int = 6
+    auto_create_topic_enable: bool = True
+    auto_create_subscription_group: bool = True
+    default_topic_queue_nums: int = 8
+    cluster_topic_enable: bool = True
+    broker_topic_enable: bool = True
+    trace_topic_enable: bool = False
+    trace_on: bool = True
+    region_id: str = "DefaultRegion"
+    #: milliseconds
+    register_name_server_period: int = 30_000
+    #: milliseconds without a heart-beat after which a client is gone
+    channel_expired_timeout: int = 120_000
+    long_polling_enable: bool = True
+    lite_pull_message_enable: bool = True
+    max_transfer_count_on_message_in_memory: int = 32
+    #: bytes of records in one answer
+    max_transfer_bytes_on_message_in_memory: int = 256 * 1024
+    #: milliseconds; a queue lock of an orderly consumer lives this long without renewal
+    lock_max_live_time: int = 60_000
+    revive_queue_num: int = 8
+    #: out of 100 pops, how many look at the retry topic first
+    pop_from_retry_probability: int = 20
+    #: waiting pops per topic and group
+    pop_polling_size: int = 1024
+    #: waiting pops in all
+    max_pop_polling_size: int = 100_000
+    #: a group that pops for the first time begins at 0 when offset 0 is still there
+    init_pop_offset_by_check_msg_in_mem: bool = True
+    enable_retry_topic_v2: bool = msgspec.field(default=False, name="enableRetryTopicV2")
+    store_reply_message_enable: bool = True
+    #: whatever a client of either protocol names is created, topics as MIXED (`--dev`)
+    dev_auto_create: bool = msgspec.field(default=False, name="devAutoCreate")
+
+
+class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the Proxy allows (proxy/config/ProxyConfig.java)."""
+
+    grpc_server_port: int = 8081
+    remoting_listen_port: int = 8080
+    #: bytes of a body
+    max_message_size: int = 4 * MIB
+    #: bytes of user properties, tag and keys together
+    max_user_property_size: int = 16 * 1024
+    user_property_max_num: int = 128
+    #: bytes; a message group must be shorter than this
+    max_message_group_size: int = 64
+    max_delay_time_mills: int = 86_400_000
+    min_invisible_time_mills_for_recv: int = 10_000
+    max_invisible_time_mills: int = 43_200_000
+    default_invisible_time_mills: int = 60_000
+    #: what a message gets back to when the client that held it is gone
+    invisible_time_millis_when_clear: int = 1000
+    grpc_client_consumer_min_long_polling_timeout_millis: int = 5_000
+    grpc_client_consumer_max_long_polling_timeout_millis: int = 20_000
+    grpc_client_consumer_long_polling_batch_size: int = 32
+    grpc_client_producer_max_attempts: int = 3
+    grpc_client_producer_backoff_initial_millis: int = 10
+    grpc_client_producer_backoff_max_millis: int = 1000
+    grpc_client_producer_backoff_multiplier: int = 2
+    enable_topic_message_type_check: bool = True
+    enable_message_body_empty_check: bool = True
+    enable_proxy_auto_renew: bool = True
+    #: milliseconds between looks at the leases to renew
+    renew_schedule_period_millis: int = 5_000
+    #: a lease with less than this left is renewed
+    renew_ahead_time_millis: int = 10_000
+    #: a message is renewed for this long after it was received, then goes back
+    renew_max_time_millis: int = 10_800_000
+    #: milliseconds without a heart-beat after which a client is gone
+    channel_expired_timeout: int = 120_000
+    #: `host:port[,host:port]` that gRPC routes answer with; empty: what the client dialled
+    advertise: str = ""
+
+
+class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """common/namesrv/NamesrvConfig.java"""
+
+    listen_port: int = 9876
+    #: milliseconds between looks for brokers that stopped registering
+    scan_not_active_broker_interval: int = 5_000
+    #: milliseconds without a registration after which a broker is gone
+    broker_channel_expired_time: int = 120_000
+    order_message_enable: bool = False
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of the wire, so that no peer can make a process grow. Each is counted where it bites."""
+
+    #: one Remoting frame; NettyDecoder's FRAME_MAX_LENGTH
+    remoting_frame_bytes: int = 16 * MIB
+    #: requests of one Remoting connection that are handled in one turn of the loop
+    remoting_requests_per_turn: int = 256
+    #: unsent reply bytes of one connection before it is no longer read
+    connection_write_buffer_bytes: int = 4 * MIB
+    #: one gRPC request message; grpcMaxInboundMessageSize
+    grpc_message_bytes: int = 130 * MIB
+    http2_max_concurrent_streams: int = 1000
+    #: our windows: how much a peer may have in flight to us
+    http2_stream_window_bytes: int = 1 * MIB
+    http2_connection_window_bytes: int = 4 * MIB
+    http2_max_frame_bytes: int = 16_384
+    http2_header_table_bytes: int = 4096
+    #: decoded headers of one request, names and values with 32 bytes each (RFC 9113 6.5.2)
+    http2_header_list_bytes: int = 16 * 1024
+    #: requests of one HTTP/2 connection that are handled in one turn of the loop
+    http2_requests_per_turn: int = 256
+    #: RST_STREAM, PING, SETTINGS and empty frames from one peer in any 10 s before it is told ENHANCE_YOUR_CALM
+    http2_control_frames_per_10s: int = 2000
+    #: milliseconds without any request or stream before a connection is closed
+    idle_connection_ms: int = 120_000
+    #: milliseconds from accept to a recognised protocol
+    handshake_ms: int = 10_000

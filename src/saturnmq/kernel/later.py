@@ -1,0 +1,103 @@
+"""A value that comes later: when the disk, a message or another process is ready.
+
+Handlers answer `T | Later[T]` (written `Reply[T]`): a plain value where nothing has to be waited for, else a
+`Later`. It is a callback with an owner, not a task: thousands of parked sends and long polls cost no scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeAlias, TypeVar, cast
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Later(Generic[T]):
+    """One value or one error, delivered once to one listener. Owner: whoever created it resolves it.
+
+    The listener may come before or after the value. After `cancel()` the listener hears nothing more, and the
+    owner is told through `on_cancel`, so that a long poll of a client that went away takes nothing.
+    """
+
+    __slots__ = ("_deliver", "_error", "_fail", "_state", "_value", "on_cancel")
+
+    _PENDING, _RESOLVED, _FAILED, _CANCELLED = range(4)
+
+    def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
+        self._state = Later._PENDING
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._deliver: Callable[[T], None] | None = None
+        self._fail: Callable[[BaseException], None] | None = None
+        self.on_cancel = on_cancel
+
+    @property
+    def pending(self) -> bool:
+        return self._state == Later._PENDING
+
+    def then(self, deliver: Callable[[T], None], fail: Callable[[BaseException], None]) -> None:
+        """Set the one listener. Called at once when the value or the error is already there."""
+        assert self._deliver is None, "a Later has one listener"
+        if self._state == Later._RESOLVED:
+            deliver(cast(T, self._value))
+        elif self._state == Later._FAILED:
+            fail(cast(BaseException, self._error))
+        else:
+            self._deliver, self._fail = deliver, fail
+
+    def resolve(self, value: T) -> None:
+        """Deliver the value. After `cancel()` nobody hears it; a second answer is a bug."""
+        if self._state == Later._CANCELLED:
+            return
+        assert self._state == Later._PENDING, "a Later is answered once"
+        self._state = Later._RESOLVED
+        if self._deliver is None:
+            self._value = value
+        else:
+            self._deliver(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver an error instead of the value."""
+        if self._state == Later._CANCELLED:
+            return
+        assert self._state == Later._PENDING, "a Later is answered once"
+        self._state = Later._FAILED
+        if self._fail is None:
+            self._error = error
+        else:
+            self._fail(error)
+
+    def cancel(self) -> None:
+        """The listener is gone: drop it and tell the owner. Does nothing once answered."""
+        if self._state != Later._PENDING:
+            return
+        self._state = Later._CANCELLED
+        self._deliver = self._fail = None
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    def map(self, change: Callable[[T], U]) -> Later[U]:
+        """The same wait with another value. An exception out of `change` becomes the error."""
+        mapped: Later[U] = Later(self.cancel)
+
+        def deliver(value: T) -> None:
+            try:
+                changed = change(value)
+            except Exception as error:  # noqa: BLE001 - it reaches the listener of the mapped Later
+                mapped.fail(error)
+            else:
+                mapped.resolve(changed)
+
+        self.then(deliver, mapped.fail)
+        return mapped
+
+
+Reply: TypeAlias = T | Later[T]
+
+
+def after(reply: Reply[T], change: Callable[[T], U]) -> Reply[U]:
+    """Apply `change` to a reply, now or when it comes."""
+    if isinstance(reply, Later):
+        return cast("Later[T]", reply).map(change)
+    return change(reply)

@@ -1,0 +1,49 @@
+"""Counters as plain integers, written as Prometheus text when somebody asks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+
+class Counter:
+    """A number per set of label values. Owner: the room that counts; `counter.add(("topic-a",))`."""
+
+    __slots__ = ("help", "kind", "labels", "name", "values")
+
+    def __init__(self, name: str, help: str, labels: tuple[str, ...] = (), kind: str = "counter") -> None:  # noqa: A002
+        self.name, self.help, self.labels, self.kind = name, help, labels, kind
+        self.values: defaultdict[tuple[str, ...], int] = defaultdict(int)
+
+    def add(self, labels: tuple[str, ...] = (), amount: int = 1) -> None:
+        self.values[labels] += amount
+
+
+class Metrics:
+    """Everything one process counts. Gauges are functions, asked when the page is."""
+
+    def __init__(self) -> None:
+        self._counters: list[Counter] = []
+        self._gauges: list[tuple[str, str, Callable[[], int | float]]] = []
+
+    def counter(self, name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:  # noqa: A002
+        counter = Counter(name, help, labels)
+        self._counters.append(counter)
+        return counter
+
+    def gauge(self, name: str, help: str, read: Callable[[], int | float]) -> None:  # noqa: A002
+        self._gauges.append((name, help, read))
+
+    def lines(self) -> Iterator[str]:
+        """Prometheus text, a line at a time."""
+        for counter in self._counters:
+            yield f"# HELP {counter.name} {counter.help}\n# TYPE {counter.name} {counter.kind}\n"
+            for values, number in list(counter.values.items()):
+                pairs = ",".join(f'{k}="{_escape(v)}"' for k, v in zip(counter.labels, values, strict=True))
+                yield f"{counter.name}{{{pairs}}} {number}\n" if pairs else f"{counter.name} {number}\n"
+        for name, text, read in self._gauges:
+            yield f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {read()}\n"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,262 @@
+"""The doors between rooms, in kernel terms: no headers, no channels, no sockets.
+
+`broker.Broker` implements `BrokerPort`; in Cluster mode the Proxy will implement it over the wire. Every method
+answers now or `Later` (see `kernel.later`) and raises or fails with a `kernel.errors.SaturnError`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+import msgspec
+
+from saturnmq.kernel.handle import TopicKind
+from saturnmq.kernel.host import Address
+from saturnmq.kernel.later import Reply
+from saturnmq.kernel.message import Message
+from saturnmq.kernel.subscription import Subscription
+from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig, TopicRoute
+
+# ---------------------------------------------------------------------------------------------------- sending
+
+
+class SendRequest(msgspec.Struct, gc=False, kw_only=True):
+    """One message, or a batch for one queue. A negative queue id lets the broker choose."""
+
+    producer_group: str
+    messages: list[Message]
+    #: `messages[0].properties`, decoded once by the face that made the request
+    properties: dict[str, str]
+    #: the template that an unknown topic is created from, and with how many queues
+    default_topic: str = ""
+    default_queue_nums: int = 8
+    #: of a message that a Remoting consumer sends back itself
+    max_reconsume_times: int | None = None
+    batch: bool = False
+
+
+class SendReceipt(msgspec.Struct, gc=False, kw_only=True):
+    """Durable as the broker is configured to make it; the first message of a batch gives the offset."""
+
+    queue_id: int
+    queue_offset: int
+    #: offset message ids, one per message, comma separated (store host and commit-log offset in hex)
+    message_id: str
+    commit_log_offset: int
+    transaction_id: str | None = None
+    recall_handle: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------- consuming
+
+
+class PullStatus(Enum):
+    FOUND = auto()
+    NOT_FOUND = auto()  # nothing there yet
+    NO_MATCH = auto()  # something there, nothing that the filter takes: go on at next_offset at once
+    OFFSET_MOVED = auto()  # the offset is outside of the queue: go on at next_offset
+
+
+class PullRequest(msgspec.Struct, gc=False, kw_only=True):
+    group: str
+    queue: MessageQueue
+    offset: int
+    max_messages: int
+    max_bytes: int
+    subscription: Subscription
+    #: how long to wait for a message when there is none, milliseconds; 0 answers at once
+    wait_ms: int = 0
+
+
+class PullResult(msgspec.Struct, gc=False, kw_only=True):
+    status: PullStatus
+    next_offset: int
+    min_offset: int
+    max_offset: int
+    #: records as they stand in the commit log
+    records: list[bytes] = []
+
+
+class PopRequest(msgspec.Struct, gc=False, kw_only=True):
+    group: str
+    topic: str
+    #: -1: any queue of the topic
+    queue_id: int
+    max_messages: int
+    invisible_ms: int
+    #: how long to wait for a message when there is none, milliseconds on the broker's clock; 0 answers at once
+    wait_ms: int
+    subscription: Subscription
+    #: a new group begins at the last message (True) or the first one (False)
+    from_latest: bool = True
+    fifo: bool = False
+    #: repeating a FIFO pop with the same id gives the same messages again, not the next ones
+    attempt_id: str | None = None
+    #: of the client that pops, for its leases
+    client_id: str = ""
+
+
+class PopStatus(Enum):
+    FOUND = auto()
+    NOT_FOUND = auto()
+    POLLING_FULL = auto()
+    #: the wait was over before a message came
+    POLLING_TIMEOUT = auto()
+
+
+class Popped(msgspec.Struct, gc=False):
+    """One message that a pop took, and what makes its receipt handle."""
+
+    record: bytes
+    topic_kind: TopicKind
+    queue_id: int
+    queue_offset: int
+    commit_log_offset: int
+    start_offset: int
+    #: deliveries before this one
+    reconsume_times: int
+
+
+class PopResult(msgspec.Struct, gc=False, kw_only=True):
+    status: PopStatus
+    pop_ms: int = 0
+    invisible_ms: int = 0
+    revive_queue_id: int = 0
+    #: messages that the group has not taken yet, about
+    rest: int = 0
+    messages: list[Popped] = []
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Which delivery an ack or a change is about: the broker's part of a receipt handle."""
+
+    group: str
+    #: the topic as the consumer knows it; `topic_kind` tells whether the message came from a retry topic
+    topic: str
+    topic_kind: TopicKind
+    queue_id: int
+    queue_offset: int
+    start_offset: int
+    pop_ms: int
+    invisible_ms: int
+    revive_queue_id: int
+
+
+class InvisibleChanged(msgspec.Struct, gc=False):
+    """What the new receipt handle says instead of the old."""
+
+    pop_ms: int
+    invisible_ms: int
+    revive_queue_id: int
+
+
+class SendBackRequest(msgspec.Struct, gc=False, kw_only=True):
+    """Try this message again later, or bury it (Remoting code 36)."""
+
+    group: str
+    commit_log_offset: int
+    #: < 0: to the dead letters; 0: the broker chooses by the number of tries; else this level
+    delay_level: int
+    max_reconsume_times: int | None = None
+    origin_message_id: str | None = None
+    origin_topic: str | None = None
+
+
+class Boundary(Enum):
+    """Which message a time stands for when several or none have it."""
+
+    LOWER = auto()  # the first one stored at or after the time
+    UPPER = auto()  # the last one stored at or before the time
+
+
+# --------------------------------------------------------------------------------------------------- clients
+
+
+class ConsumeType(Enum):
+    ACTIVELY = "CONSUME_ACTIVELY"
+    PASSIVELY = "CONSUME_PASSIVELY"
+    POP = "CONSUME_POP"
+
+
+class MessageModel(Enum):
+    CLUSTERING = "CLUSTERING"
+    BROADCASTING = "BROADCASTING"
+
+
+class ClientChannel(Protocol):
+    """The way back to one connected client. Owner: the face that the client speaks to."""
+
+    client_id: str
+    language: str
+    version: int
+    peer: Address
+
+    def consumers_changed(self, group: str) -> None:
+        """Members of the group came or went."""
+        ...
+
+    def reply_message(self, request: SendRequest, received_ms: int) -> Reply[None]:
+        """Hand over the answer to a message that this client sent (request-reply). Fails with NotSupported over gRPC."""
+        ...
+
+
+class ConsumerMembership(msgspec.Struct, kw_only=True):
+    """What one client says of one consumer group in its heart-beat."""
+
+    group: str
+    consume_type: ConsumeType
+    message_model: MessageModel
+    consume_from: str = "CONSUME_FROM_LAST_OFFSET"
+    subscriptions: list[Subscription] = []
+    unit_mode: bool = False
+
+
+class BrokerPort(Protocol):
+    """What the Proxy may ask of a Broker."""
+
+    name: str
+
+    def send(self, request: SendRequest) -> Reply[SendReceipt]: ...
+
+    def pull(self, request: PullRequest) -> Reply[PullResult]: ...
+
+    def pop(self, request: PopRequest) -> Reply[PopResult]: ...
+
+    def ack(self, delivery: Delivery) -> Reply[None]:
+        """Done with it. Raises InvalidReceiptHandle, NoSuchMessage."""
+        ...
+
+    def change_invisible(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged]:
+        """Hide it for `invisible_ms` from now on. The old handle is no longer good."""
+        ...
+
+    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[None]:
+        """Hide it for `invisible_ms` from now on. The handle that the client holds stays good."""
+        ...
+
+    def send_back(self, request: SendBackRequest) -> Reply[None]: ...
+
+    def topic_config(self, topic: str) -> Reply[TopicConfig | None]: ...
+
+    def group_config(self, group: str) -> Reply[GroupConfig | None]:
+        """The group's settings; an unknown group is created first when autoCreateSubscriptionGroup is on."""
+        ...
+
+    def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None:
+        """Register or keep alive; expires 120 s after the last call."""
+        ...
+
+    def producer_joined(self, channel: ClientChannel, group: str) -> None: ...
+
+    def client_left(self, channel: ClientChannel, group: str | None = None) -> None:
+        """Unregister the channel from one group, or from everything."""
+        ...
+
+
+class RoutePort(Protocol):
+    """What the Proxy may ask of a NameServer."""
+
+    def route(self, topic: str) -> Reply[TopicRoute]:
+        """Raises TopicNotFound."""
+        ...

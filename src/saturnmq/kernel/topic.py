@@ -1,0 +1,209 @@
+"""Topics, consumer groups, queues and routes, with the names that RocketMQ derives from them.
+
+The structs encode (msgspec) to the JSON that Apache's processes exchange and keep in `config/*.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from saturnmq.kernel.errors import IllegalGroup, IllegalTopic
+
+READ, WRITE, INHERIT = 4, 2, 1
+READ_WRITE = READ | WRITE
+
+RETRY_PREFIX = "%RETRY%"
+DLQ_PREFIX = "%DLQ%"
+SYSTEM_PREFIX = "rmq_sys_"
+DEFAULT_TOPIC = "TBW102"
+SCHEDULE_TOPIC = "SCHEDULE_TOPIC_XXXX"
+HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
+OP_HALF_TOPIC = "RMQ_SYS_TRANS_OP_HALF_TOPIC"
+TRANS_CHECK_MAX_TIME_TOPIC = "TRANS_CHECK_MAX_TIME_TOPIC"
+TRACE_TOPIC = "RMQ_SYS_TRACE_TOPIC"
+SELF_TEST_TOPIC = "SELF_TEST_TOPIC"
+BENCHMARK_TOPIC = "BenchmarkTest"
+OFFSET_MOVED_TOPIC = "OFFSET_MOVED_EVENT"
+TIMER_TOPIC = "rmq_sys_wheel_timer"
+REVIVE_GROUP = "CID_RMQ_SYS_REVIVE_GROUP"
+SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
+
+#: common/topic/TopicValidator.java
+SYSTEM_TOPICS = frozenset(
+    {
+        DEFAULT_TOPIC, SCHEDULE_TOPIC, BENCHMARK_TOPIC, HALF_TOPIC, TRACE_TOPIC, OP_HALF_TOPIC,
+        TRANS_CHECK_MAX_TIME_TOPIC, SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC,
+    }
+)  # fmt: skip
+#: topics that no client may send to
+NO_SEND_TOPICS = frozenset(
+    {
+        SCHEDULE_TOPIC,
+        HALF_TOPIC,
+        OP_HALF_TOPIC,
+        TRANS_CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC,
+        OFFSET_MOVED_TOPIC,
+    }
+)
+
+MAX_TOPIC_LENGTH = 127
+MAX_GROUP_LENGTH = 120  # so that %RETRY%<group> is still a topic
+_NAME = re.compile(r"[%|a-zA-Z0-9_-]+\Z")
+
+
+class MessageType(StrEnum):
+    """What a topic takes: its attribute `message.type`."""
+
+    NORMAL = "NORMAL"
+    FIFO = "FIFO"
+    DELAY = "DELAY"
+    TRANSACTION = "TRANSACTION"
+    MIXED = "MIXED"
+    UNSPECIFIED = "UNSPECIFIED"
+
+
+class TopicConfig(msgspec.Struct, rename="camel", kw_only=True):
+    """A topic of one broker (common/TopicConfig.java)."""
+
+    topic_name: str
+    read_queue_nums: int = 16
+    write_queue_nums: int = 16
+    perm: int = READ_WRITE
+    topic_filter_type: str = "SINGLE_TAG"
+    topic_sys_flag: int = 0
+    order: bool = False
+    attributes: dict[str, str] = {}
+
+    @property
+    def message_type(self) -> MessageType:
+        """The attribute `message.type`: NORMAL when absent, UNSPECIFIED when this server does not know it."""
+        text = self.attributes.get("message.type", MessageType.NORMAL)
+        return MessageType(text) if text in MessageType.__members__ else MessageType.UNSPECIFIED
+
+
+class ExponentialRetry(msgspec.Struct, rename="camel"):
+    """Waits of a consumer's retries, milliseconds: `initial * multiplier ** n`, at most `max`."""
+
+    initial: int = 5_000
+    max: int = 7_200_000
+    multiplier: int = 2
+
+
+class CustomizedRetry(msgspec.Struct, rename="camel"):
+    """Waits of a consumer's retries, milliseconds, one after the other, then the last one again."""
+
+    next: list[int] = [
+        1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000, 480_000, 540_000,
+        600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
+    ]  # fmt: skip
+
+
+class GroupRetryPolicy(msgspec.Struct, rename="camel", omit_defaults=True):
+    type: str = "CUSTOMIZED"
+    exponential_retry_policy: ExponentialRetry | None = None
+    customized_retry_policy: CustomizedRetry | None = None
+
+
+class GroupConfig(msgspec.Struct, rename="camel", kw_only=True):
+    """A consumer group of one broker (remoting/protocol/subscription/SubscriptionGroupConfig.java)."""
+
+    group_name: str
+    consume_enable: bool = True
+    consume_from_min_enable: bool = True
+    consume_broadcast_enable: bool = True
+    consume_message_orderly: bool = False
+    retry_queue_nums: int = 1
+    retry_max_times: int = 16
+    group_retry_policy: GroupRetryPolicy = msgspec.field(default_factory=GroupRetryPolicy)
+    broker_id: int = 0
+    which_broker_when_consume_slowly: int = 1
+    notify_consumer_ids_changed_enable: bool = True
+    group_sys_flag: int = 0
+    consume_timeout_minute: int = 15
+    subscription_data_set: list[dict[str, Any]] | None = None
+    attributes: dict[str, str] = {}
+
+
+class MessageQueue(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """One queue of a topic on one broker."""
+
+    topic: str
+    broker_name: str
+    queue_id: int
+
+
+class BrokerData(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=False):
+    """The addresses of a broker and its replicas by broker id; 0 is the master."""
+
+    cluster: str
+    broker_name: str
+    broker_addrs: dict[int, str]
+    enable_acting_master: bool = False
+    zone_name: str | None = None
+
+
+class QueueData(msgspec.Struct, rename="camel", kw_only=True):
+    """How many queues a topic has on a broker, and what may be done with them."""
+
+    broker_name: str
+    read_queue_nums: int
+    write_queue_nums: int
+    perm: int
+    topic_sys_flag: int = 0
+
+
+class TopicRoute(msgspec.Struct, rename="camel", kw_only=True):
+    """Where a topic lives (remoting/protocol/route/TopicRouteData.java)."""
+
+    broker_datas: list[BrokerData]
+    queue_datas: list[QueueData]
+    filter_server_table: dict[str, list[str]] = {}
+    order_topic_conf: str | None = None
+
+
+def retry_topic(group: str) -> str:
+    return RETRY_PREFIX + group
+
+
+def dlq_topic(group: str) -> str:
+    return DLQ_PREFIX + group
+
+
+def pop_retry_topic(group: str, topic: str, *, v2: bool = False) -> str:
+    """Where pop puts what a group did not acknowledge in time (common/KeyBuilder.java)."""
+    return f"{RETRY_PREFIX}{group}{'+' if v2 else '_'}{topic}"
+
+
+def is_system_topic(topic: str) -> bool:
+    return topic in SYSTEM_TOPICS or topic.startswith(SYSTEM_PREFIX)
+
+
+def is_system_group(group: str) -> bool:
+    return group.startswith(SYSTEM_GROUP_PREFIX)
+
+
+def check_topic(topic: str) -> None:
+    """Raises IllegalTopic unless the name can be a topic (common/topic/TopicValidator.java)."""
+    if not topic.strip():
+        raise IllegalTopic("the topic is empty")
+    if len(topic) > MAX_TOPIC_LENGTH:
+        raise IllegalTopic(f"the topic has {len(topic)} characters, the limit is {MAX_TOPIC_LENGTH}")
+    if not _NAME.match(topic):
+        raise IllegalTopic(f"the topic {topic!r} has a character outside of letters, digits and % | _ -")
+
+
+def check_group(group: str) -> None:
+    """Raises IllegalGroup unless the name can be a consumer group (client/Validators.java)."""
+    if not group.strip():
+        raise IllegalGroup("the consumer group is empty")
+    if len(group) > MAX_GROUP_LENGTH:
+        raise IllegalGroup(f"the consumer group has {len(group)} characters, the limit is {MAX_GROUP_LENGTH}")
+    if not _NAME.match(group):
+        raise IllegalGroup(
+            f"the consumer group {group!r} has a character outside of letters, digits and % | _ -"
+        )
