@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -25,4 +27,12 @@ class Clock(Protocol):
 
     def call_soon(self, call: Callable[[], None]) -> Timer:
         """Call once at the end of this turn of the event loop."""
+        ...
+
+
+class Background(Protocol):
+    """Work that would block the event loop: an fdatasync, a cold read, a new file. `net.tasks` runs it in threads."""
+
+    def run(self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[BaseException], None]) -> None:
+        """Call `work` off the loop, then `done` or `failed` on the loop, never from inside this call."""
         ...

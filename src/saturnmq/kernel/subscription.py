@@ -37,9 +37,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         return not self.tags
 
 
-def subscribe(
-    topic: str, expression: str | None, expression_type: str | None = TAG, version: int = 0
-) -> Subscription:
+def subscribe(topic: str, expression: str | None, expression_type: str | None = TAG, version: int = 0) -> Subscription:
     """Compile `a || b`, `*` or nothing. Raises IllegalFilter, NotSupported for SQL92 (a later version)."""
     if expression_type not in (None, "", TAG):
         if expression_type != SQL92:
@@ -51,6 +49,4 @@ def subscribe(
     tags = frozenset(tag for tag in (part.strip() for part in text.split("||")) if tag)
     if not tags:
         raise IllegalFilter(f"the tag expression {expression!r} names no tag; write `a || b`, or `*` for all")
-    return Subscription(
-        topic=topic, expression=text, tags=tags, codes=frozenset(map(tag_hash, tags)), version=version
-    )
+    return Subscription(topic=topic, expression=text, tags=tags, codes=frozenset(map(tag_hash, tags)), version=version)

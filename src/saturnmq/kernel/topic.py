@@ -204,6 +204,4 @@ def check_group(group: str) -> None:
     if len(group) > MAX_GROUP_LENGTH:
         raise IllegalGroup(f"the consumer group has {len(group)} characters, the limit is {MAX_GROUP_LENGTH}")
     if not _NAME.match(group):
-        raise IllegalGroup(
-            f"the consumer group {group!r} has a character outside of letters, digits and % | _ -"
-        )
+        raise IllegalGroup(f"the consumer group {group!r} has a character outside of letters, digits and % | _ -")

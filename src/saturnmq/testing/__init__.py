@@ -1,0 +1,1 @@
+"""What tests of servers and of applications need; ships to users."""
