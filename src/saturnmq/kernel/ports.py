@@ -197,7 +197,7 @@ class ClientChannel(Protocol):
         ...
 
     def reply_message(self, request: SendRequest, received_ms: int) -> Reply[None]:
-        """Hand over the answer to a message that this client sent (request-reply). Fails with NotSupported over gRPC."""
+        """Hand over the answer to a message that it sent (request-reply). Fails with NotSupported over gRPC."""
         ...
 
 
