@@ -51,6 +51,12 @@ NO_SEND_TOPICS = frozenset(
     }
 )
 
+#: what the 18 delay levels mean by default, milliseconds
+LEVEL_WAITS_MS = (
+    1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000, 480_000, 540_000,
+    600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
+)  # fmt: skip
+
 MAX_TOPIC_LENGTH = 127
 MAX_GROUP_LENGTH = 120  # so that %RETRY%<group> is still a topic
 _NAME = re.compile(r"[%|a-zA-Z0-9_-]+\Z")
@@ -97,10 +103,7 @@ class ExponentialRetry(msgspec.Struct, rename="camel"):
 class CustomizedRetry(msgspec.Struct, rename="camel"):
     """Waits of a consumer's retries, milliseconds, one after the other, then the last one again."""
 
-    next: list[int] = [
-        1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000, 480_000, 540_000,
-        600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
-    ]  # fmt: skip
+    next: list[int] = msgspec.field(default_factory=lambda: list(LEVEL_WAITS_MS))
 
 
 class GroupRetryPolicy(msgspec.Struct, rename="camel", omit_defaults=True):

@@ -1,0 +1,60 @@
+import pytest
+
+from saturnmq.kernel.config import BrokerConfig, StoreConfig
+from saturnmq.kernel.configfile import IllegalConfig, convert, from_environment, parse_properties, unknown_keys
+
+
+def test_java_properties() -> None:
+    text = "\n".join(
+        [
+            "# a comment",
+            "! another",
+            "<!-- junk does not stop the reader -->",
+            "brokerName = broker-a  ",
+            "namesrvAddr: 127.0.0.1:9876;127.0.0.2:9876",
+            "deleteWhen 04",
+            "messageDelayLevel=1s 5s \\",
+            "    10s",
+            r"storePathRootDir=/a\ b\u0041",
+            r"windows=C\:\\x",
+            "empty=",
+        ]
+    )
+    assert parse_properties(text) == {
+        "<!--": "junk does not stop the reader -->",
+        "brokerName": "broker-a",
+        "namesrvAddr": "127.0.0.1:9876;127.0.0.2:9876",
+        "deleteWhen": "04",
+        "messageDelayLevel": "1s 5s 10s",
+        "storePathRootDir": "/a bA",
+        "windows": "C:\\x",
+        "empty": "",
+    }
+
+
+def test_one_key_space_feeds_several_structs() -> None:
+    values = {"brokerIP1": "10.0.0.1", "listenPort": "10911", "flushDiskType": "ASYNC_FLUSH", "traceOn": "false"}
+    broker, store = convert(values, BrokerConfig), convert(values, StoreConfig)
+    assert (broker.broker_ip1, broker.listen_port, broker.trace_on) == ("10.0.0.1", 10911, False)
+    assert store.flush_disk_type == "ASYNC_FLUSH"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("listenPort", "many", "int"), ("flushDiskType", "FSYNC", "FSYNC"), ("traceOn", "perhaps", "bool")],
+)
+def test_a_value_that_cannot_be_read_names_its_key(key: str, value: str, reason: str) -> None:
+    with pytest.raises(IllegalConfig, match=f"{key} = '{value}' cannot be used: .*{reason}"):
+        convert({key: value}, BrokerConfig if key != "flushDiskType" else StoreConfig)
+
+
+def test_unknown_keys_are_guessed() -> None:
+    assert unknown_keys(["nameSrvAddr", "brokerName", "zzz"], BrokerConfig) == [
+        "the setting nameSrvAddr is unknown to this version of SaturnMQ and has no effect; did you mean namesrvAddr?",
+        "the setting zzz is unknown to this version of SaturnMQ and has no effect",
+    ]
+
+
+def test_the_environment_sets_keys() -> None:
+    environment = {"SATURNMQ_FLUSH_DISK_TYPE": "ASYNC_FLUSH", "HOME": "/root"}
+    assert from_environment(environment, StoreConfig, BrokerConfig) == {"flushDiskType": "ASYNC_FLUSH"}
