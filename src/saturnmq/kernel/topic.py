@@ -92,6 +92,19 @@ class TopicConfig(msgspec.Struct, rename="camel", kw_only=True):
         return MessageType(text) if text in MessageType.__members__ else MessageType.UNSPECIFIED
 
 
+class DataVersion(msgspec.Struct, rename="camel"):
+    """How often a table of a broker changed; peers compare it before they ask for the table."""
+
+    counter: int = 0
+    state_version: int = 0
+    #: of the last change, milliseconds
+    timestamp: int = 0
+
+    def bump(self, now_ms: int) -> None:
+        self.counter += 1
+        self.timestamp = now_ms
+
+
 class ExponentialRetry(msgspec.Struct, rename="camel"):
     """Waits of a consumer's retries, milliseconds: `initial * multiplier ** n`, at most `max`."""
 

@@ -1,0 +1,106 @@
+"""The consumer groups of a broker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from saturnmq.broker.attributes import GROUP_ATTRIBUTES, alter
+from saturnmq.broker.jsonfile import JsonFile
+from saturnmq.disk.port import Disk
+from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.errors import IllegalGroup
+from saturnmq.kernel.topic import DataVersion, GroupConfig, check_group, is_system_group
+
+log = logging.getLogger(__name__)
+
+#: groups that every broker has (SubscriptionGroupManager#init; the names are in common/MixAll.java)
+SYSTEM_GROUPS = (
+    "TOOLS_CONSUMER",
+    "FILTERSRV_CONSUMER",
+    "SELF_TEST_C_GROUP",
+    "CID_ONS-HTTP-PROXY",
+    "CID_ONSAPI_PULL",
+    "CID_ONSAPI_PERMISSION",
+    "CID_ONSAPI_OWNER",
+    "CID_RMQ_SYS_TRANS",
+)
+
+#: bit of a forbiddenTable entry: the group may not read the topic (1 << PermName.INDEX_PERM_READ)
+READ_FORBIDDEN = 4
+
+
+class _File(msgspec.Struct, rename="camel"):
+    """config/subscriptionGroup.json"""
+
+    subscription_group_table: dict[str, GroupConfig] = {}
+    #: group → topic → bits; only mqadmin writes it
+    forbidden_table: dict[str, dict[str, int]] = {}
+    data_version: DataVersion = msgspec.field(default_factory=DataVersion)
+
+
+class GroupTable:
+    """Owns the group configs and `config/subscriptionGroup.json` (broker/subscription/SubscriptionGroupManager.java)."""
+
+    def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock) -> None:
+        self._clock = clock
+        self._creates = config.auto_create_subscription_group or config.dev_auto_create
+        self._groups = {name: GroupConfig(group_name=name) for name in SYSTEM_GROUPS}
+        self._forbidden: dict[str, dict[str, int]] = {}
+        self._file = JsonFile(disk, clock, "subscriptionGroup.json", self._encode)
+        self.version = DataVersion(timestamp=clock.now_ms())
+
+    @property
+    def configs(self) -> Mapping[str, GroupConfig]:
+        return self._groups
+
+    def load(self) -> None:
+        """Raises ValueError when the file and its .bak are broken."""
+        found = self._file.read()
+        if found is not None:
+            stored = msgspec.convert(found, _File, strict=False)
+            self._groups.update(stored.subscription_group_table)
+            self._forbidden = stored.forbidden_table
+            self.version = stored.data_version
+
+    def write(self) -> None:
+        self._file.write()
+
+    def exists(self, name: str) -> bool:
+        return name in self._groups
+
+    def get(self, name: str) -> GroupConfig | None:
+        """The group; one that is not there is created when autoCreateSubscriptionGroup is on, else None."""
+        group = self._groups.get(name)
+        if group is None and (self._creates or is_system_group(name)):
+            try:
+                check_group(name)
+            except IllegalGroup:
+                return None
+            group = GroupConfig(group_name=name)
+            self.put(group)
+        return group
+
+    def put(self, group: GroupConfig) -> None:
+        """Add or replace it as it is."""
+        log.info("group %s: %s", "changed" if group.group_name in self._groups else "created", group)
+        self._groups[group.group_name] = group
+        self.version.bump(self._clock.now_ms())
+        self._file.changed()
+
+    def alter(self, group: GroupConfig) -> None:
+        """Add or replace it; its attributes are changes (`+key`, `-key`) to what is there. Raises InvalidParameter."""
+        current = self._groups.get(group.group_name)
+        attributes = alter(GROUP_ATTRIBUTES, None if current is None else current.attributes, group.attributes)
+        self.put(msgspec.structs.replace(group, attributes=attributes))
+
+    def may_read(self, group: str, topic: str) -> bool:
+        """False when an operator forbade the group to read the topic."""
+        forbidden = self._forbidden.get(group)
+        return forbidden is None or not forbidden.get(topic, 0) & READ_FORBIDDEN
+
+    def _encode(self) -> bytes:
+        return msgspec.json.encode(_File(self._groups, self._forbidden, self.version))

@@ -1,0 +1,101 @@
+"""`config/*.json`: what a broker knows besides its messages, in Apache's formats."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from saturnmq.disk.port import Disk
+from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.errors import SaturnError
+from saturnmq.kernel.later import Later, Reply, after
+from saturnmq.wire.remoting import json
+
+log = logging.getLogger(__name__)
+
+#: how long after a failed write the next one is tried, milliseconds
+RETRY_MS = 5_000
+
+
+class JsonFile:
+    """One JSON file and its predecessor, `.bak` (common/ConfigManager.java).
+
+    Owner: the table that it holds, which says `changed()` and encodes itself when the time to write has come. Nothing
+    runs while nothing changes. A write that fails is logged and tried again; what is in memory stays right.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        clock: Clock,
+        name: str,
+        encode: Callable[[], bytes],
+        *,
+        delay_ms: int = 0,
+        before: Callable[[], Reply[None]] | None = None,
+    ) -> None:
+        """`delay_ms` 0 writes at the end of the turn. `before` must be over before what it covers is written."""
+        self._disk, self._clock, self._encode, self._delay_ms, self._before = disk, clock, encode, delay_ms, before
+        self._path = f"config/{name}"
+        self._timer: Timer | None = None
+
+    def read(self) -> Any:
+        """The parsed file, else its predecessor, else None when there was none. Raises ValueError when both are broken."""
+        broken: Exception | None = None
+        for path in (self._path, self._path + ".bak"):
+            if not self._disk.exists(path):
+                continue
+            try:
+                return json.parse(self._disk.read_file(path))
+            except ValueError as error:
+                log.error("%s cannot be read: %s", path, error)
+                broken = error
+        if broken is not None:
+            raise ValueError(f"neither {self._path} nor its .bak can be read: {broken}") from broken
+        return None
+
+    def changed(self) -> None:
+        """See to it that the table is written in time. Cheap to call often."""
+        if self._timer is None:
+            self._schedule(self._delay_ms)
+
+    def write(self) -> Reply[None]:
+        """Write now what is there now, if anything changed since the last write."""
+        if self._timer is None:
+            return None
+        self._timer.cancel()
+        self._timer = None
+        data = self._encode()
+        if self._before is None:
+            return self._replace(data)
+        return after(self._before(), lambda _: self._replace(data))
+
+    def _schedule(self, delay_ms: int) -> None:
+        if delay_ms:
+            self._timer = self._clock.call_at(self._clock.now_ms() + delay_ms, self._due)
+        else:
+            self._timer = self._clock.call_soon(self._due)
+
+    def _due(self) -> None:
+        try:
+            reply = self.write()
+        except SaturnError as error:
+            self._failed(error)
+        else:
+            if isinstance(reply, Later):
+                reply.then(lambda _: None, self._failed)
+
+    def _replace(self, data: bytes) -> None:
+        try:
+            if self._disk.exists(self._path):
+                # a crash between the two leaves the .bak, which read() takes
+                self._disk.rename(self._path, self._path + ".bak")
+            self._disk.replace_file(self._path, data)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        log.error("%s was not written, trying again in %d ms: %s", self._path, RETRY_MS, error)
+        if self._timer is None:
+            self._schedule(RETRY_MS)
