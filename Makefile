@@ -1,0 +1,47 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest -q
+# what starts no Apache process and no client in another language
+QUICK := tests/unit tests/simulation tests/smoke
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(BIN)/.installed ## SaturnMQ and all that its tests need, in .venv
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"SaturnMQ needs Python 3.11 or newer, this is {sys.version}"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m compileall -q src
+	@touch $@
+
+demo: install ## start Local mode, send and receive 1,000 messages with the official Python client
+	@$(BIN)/python scripts/demo.py
+
+check: install ## format, lint, types, imports, unit and property tests, short simulation, smoke: minutes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) $(QUICK)
+
+test: install ## everything but what starts Apache: the tests of `check` and the official clients
+	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,$(QUICK)) tests/conformance
+
+oracle: install ## the same clients against Apache, and whatever else starts its processes
+	$(PYTEST) tests/oracle
+	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
+
+bench: install ## figures beside Apache, in turn on this machine
+	$(BIN)/python bench/run.py
+
+rewrite: install ## compile the protos and record golden files anew; read their diff
+	$(BIN)/python scripts/compile_protos.py
+	$(BIN)/ruff format --quiet .
+
+.PHONY: help install demo check test oracle bench rewrite
