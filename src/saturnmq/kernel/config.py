@@ -145,6 +145,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     remoting_frame_bytes: int = 16 * MIB
     #: requests of one Remoting connection that are handled in one turn of the loop
     remoting_requests_per_turn: int = 256
+    #: requests of one Remoting connection that wait (for a flush, a message) before others are told SYSTEM_BUSY
+    remoting_requests_waiting: int = 100_000
     #: unsent reply bytes of one connection before it is no longer read
     connection_write_buffer_bytes: int = 4 * MIB
     #: one gRPC request message; grpcMaxInboundMessageSize

@@ -138,3 +138,11 @@ class ServiceUnavailable(SaturnError):
 
 class FlushTimeout(SaturnError):
     """The message is in the log, but the disk did not confirm it in time."""
+
+
+class RequestTimeout(SaturnError):
+    """Another process did not answer our request in time."""
+
+
+class ConnectionLost(SaturnError):
+    """Another process cannot be reached, or went away before it answered."""

@@ -26,8 +26,12 @@ class Metrics:
         self._counters: list[Counter] = []
         self._gauges: list[tuple[str, str, Callable[[], int | float]]] = []
 
-    def counter(self, name: str, help: str, labels: tuple[str, ...] = ()) -> Counter:  # noqa: A002
-        counter = Counter(name, help, labels)
+    def counter(self, name: str, help: str, labels: tuple[str, ...] = (), kind: str = "counter") -> Counter:  # noqa: A002
+        """The counter of this name: servers of one process share it, and tell themselves apart by a label."""
+        for counter in self._counters:
+            if counter.name == name:
+                return counter
+        counter = Counter(name, help, labels, kind)
         self._counters.append(counter)
         return counter
 

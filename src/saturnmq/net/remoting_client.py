@@ -2,29 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import Limits
+from saturnmq.kernel.errors import ConnectionLost
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.metrics import Metrics
+from saturnmq.net.remoting_connection import Handler, RemotingConnection, Traffic
 from saturnmq.wire.remoting.command import Command
+
+#: for a TCP handshake, and no longer than the request may take
+CONNECT_TIMEOUT_MS = 3000
 
 
 class RemotingClient:
-    """See the contract; being filled in."""
+    """Owner of one connection per address: made when the first request needs it, shared by all, made anew when lost.
 
-    def __init__(self, clock: Clock, limits: Limits, metrics: Metrics) -> None:
-        raise NotImplementedError
+    `handlers` answer what the other side asks.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        limits: Limits,
+        metrics: Metrics,
+        handlers: Mapping[int, Handler] | None = None,
+        name: str = "client",
+    ) -> None:
+        self._handlers = handlers or {}
+        self._clock = clock
+        self._limits = limits
+        self._traffic = Traffic(metrics, name)
+        self._connections: dict[Address, RemotingConnection] = {}
+        self._openings: dict[Address, _Opening] = {}
 
     def request(
         self, address: Address, code: int, fields: Mapping[str, str], body: bytes, timeout_ms: int
     ) -> Later[Command]:
-        raise NotImplementedError
+        """Ask. Fails with RequestTimeout or ConnectionLost; any response code is an answer."""
+        connection = self._connections.get(address)
+        if connection is not None:
+            return connection.request(code, fields, body, timeout_ms)
+        answer: Later[Command] = Later()
+        deadline_ms = self._clock.now_ms() + timeout_ms
+
+        def send(connection: RemotingConnection) -> None:
+            if answer.pending:
+                asked = connection.request(code, fields, body, max(1, deadline_ms - self._clock.now_ms()))
+                answer.on_cancel = asked.cancel
+                asked.then(answer.resolve, answer.fail)
+
+        self._open(address, timeout_ms, send, answer.fail)
+        return answer
 
     def one_way(self, address: Address, code: int, fields: Mapping[str, str], body: bytes = b"") -> None:
-        raise NotImplementedError
+        """Tell. Nobody hears of it when the address cannot be reached."""
+        connection = self._connections.get(address)
+        if connection is not None:
+            connection.send_one_way(code, fields, body)
+        else:
+            self._open(address, CONNECT_TIMEOUT_MS, lambda c: c.send_one_way(code, fields, body), lambda _: None)
 
     async def close(self) -> None:
-        raise NotImplementedError
+        """Fail what waits and close every connection."""
+        tasks = [opening.task for opening in self._openings.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    def _open(
+        self,
+        address: Address,
+        timeout_ms: int,
+        use: Callable[[RemotingConnection], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        opening = self._openings.get(address)
+        if opening is None:
+            opening = self._openings[address] = _Opening()
+            opening.task = asyncio.get_running_loop().create_task(
+                self._connect(address, min(timeout_ms, CONNECT_TIMEOUT_MS), opening), name=f"connect to {address}"
+            )
+        opening.waiters.append((use, fail))
+
+    async def _connect(self, address: Address, timeout_ms: int, opening: _Opening) -> None:
+        def opened(connection: RemotingConnection) -> None:
+            self._connections[address] = connection
+            del self._openings[address]
+            for use, _ in opening.waiters:
+                use(connection)
+
+        def closed(connection: RemotingConnection) -> None:
+            del self._connections[address]
+
+        connection = RemotingConnection(self._handlers, self._clock, self._limits, self._traffic, opened, closed)
+        reason = "the client was closed"
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
+        except OSError as error:  # TimeoutError is one
+            reason = str(error) or f"no answer within {timeout_ms} ms"
+        finally:
+            if self._openings.get(address) is opening:
+                del self._openings[address]
+                for _, fail in opening.waiters:
+                    fail(ConnectionLost(f"{address} cannot be reached: {reason}"))
+
+
+class _Opening:
+    """A connection that is being made, and who waits for it."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.waiters: list[tuple[Callable[[RemotingConnection], None], Callable[[BaseException], None]]] = []

@@ -1,31 +1,415 @@
-"""One TCP connection that speaks Remoting, from either end."""
+"""One TCP connection that speaks Remoting, from either end: both sides may ask, both answer."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from enum import IntEnum
+from functools import partial
+from itertools import count
+from typing import Any, TypeAlias, cast
 
+import msgspec
+
+from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.config import Limits
+from saturnmq.kernel.errors import ConnectionLost, ProtocolError, RequestTimeout, SaturnError, SystemBusy
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later, Reply
-from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, response_code
+from saturnmq.wire.remoting.command import ONE_WAY, RESPONSE, Command, Response
+from saturnmq.wire.remoting.connection import RemotingDecoder, encode, response_parts
+
+log = logging.getLogger(__name__)
+
+#: A peer that asks and does not read: so many times connection_write_buffer_bytes unsent, and it is cut off.
+_MOST_WRITE_BUFFERS = 16
+_NO_ADDRESS = ("", 0)
 
 
-class RemotingConnection:
-    """See the contract; being filled in."""
+class Traffic:
+    """What the connections of one server or client count, under its name."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.name = name
+        self._requests = metrics.counter(
+            "saturnmq_remoting_requests_total",
+            "Remoting requests by what was asked and answered",
+            ("server", "request_code", "response_code"),
+        )
+        self._connections = metrics.counter(
+            "saturnmq_remoting_connections", "Open Remoting connections", ("server",), kind="gauge"
+        )
+        self._protocol_errors = metrics.counter(
+            "saturnmq_remoting_protocol_errors_total", "Connections closed because they broke the protocol", ("server",)
+        )
+        self._bugs = metrics.counter(
+            "saturnmq_remoting_unexpected_errors_total", "Requests that failed with an error of ours", ("server",)
+        )
+        #: (request code, response code) to the labels; as many as there are handlers and answers
+        self._labels: dict[tuple[int, int | None], tuple[str, str, str]] = {}
+
+    def request(self, code: int, answer: int | None) -> None:
+        """One request is over; `answer` is None for those that get none."""
+        labels = self._labels.get((code, answer))
+        if labels is None:
+            labels = self._labels[code, answer] = (
+                self.name,
+                _name(RequestCode, code),
+                "" if answer is None else _name(ResponseCode, answer),
+            )
+        self._requests.add(labels)
+
+    def unknown_request(self) -> None:
+        self._requests.add((self.name, "unknown", ResponseCode.REQUEST_CODE_NOT_SUPPORTED.name))
+
+    def connected(self, change: int) -> None:
+        self._connections.add((self.name,), change)
+
+    def protocol_error(self) -> None:
+        self._protocol_errors.add((self.name,))
+
+    def bug(self) -> None:
+        self._bugs.add((self.name,))
+
+
+class RemotingConnection(asyncio.Protocol):
+    """Owner of the requests that wait for an answer, theirs and ours, and of the replies that are not written yet.
+
+    All commands of one read are handled in one turn of the loop, and their replies leave in one write. A reply
+    that comes later leaves with the others of its turn. Bounded by: commands and reply bytes per turn (the rest
+    waits for the next turn, unread), unsent bytes (nothing is read until the peer reads), waiting requests.
+    """
 
     peer: Address
     local: Address
-    on_close: list[Callable[[], None]]
-    channels: dict[str, Any]
+    _transport: asyncio.Transport
+    _idle_timer: Timer
+
+    def __init__(
+        self,
+        handlers: Mapping[int, Handler],
+        clock: Clock,
+        limits: Limits,
+        traffic: Traffic,
+        opened: Callable[[RemotingConnection], None],
+        closed: Callable[[RemotingConnection], None],
+    ) -> None:
+        #: called once, when the connection is gone
+        self.on_close: list[Callable[[], None]] = []
+        #: what the faces of this server keep per connection, by their own keys
+        self.channels: dict[str, Any] = {}
+        self._handlers = handlers
+        self._clock = clock
+        self._limits = limits
+        self._traffic = traffic
+        self._opened = opened
+        self._closed = closed
+        self._decoder = RemotingDecoder(limits)
+        #: decoded, and not handled because the turn's budget was spent
+        self._commands: list[Command] = []
+        #: replies of this turn, in pieces
+        self._replies: list[bytes] = []
+        self._reply_bytes = 0
+        self._flush_planned = False
+        self._turn_planned = False
+        self._reading = True
+        self._writable = True
+        self._draining = False
+        self._lost = False
+        #: answers that are on their way
+        self._waiting: set[Later[Response | None]] = set()
+        #: our requests by opaque
+        self._requests: dict[int, tuple[Later[Command], Timer]] = {}
+        self._opaques = count(1)
+        self._heard = False
+        self._active_ms = 0
+
+    # ---------------------------------------------------------------------------------- what handlers may call
 
     def send_one_way(self, code: int, fields: Mapping[str, str], body: bytes = b"") -> None:
-        raise NotImplementedError
+        """Tell the peer something; nobody answers. Lost when the connection is."""
+        self._write(encode(Command(code, self._next_opaque(), ONE_WAY, fields=dict(fields), body=body)))
 
     def request(self, code: int, fields: Mapping[str, str], body: bytes, timeout_ms: int) -> Later[Command]:
-        raise NotImplementedError
+        """Ask the peer. Fails with RequestTimeout or ConnectionLost; any response code is an answer."""
+        answer: Later[Command] = Later()
+        if self._lost:
+            answer.fail(ConnectionLost(f"the connection of {self.peer} is closed"))
+            return answer
+        opaque = self._next_opaque()
+        timer = self._clock.call_at(
+            self._clock.now_ms() + timeout_ms, partial(self._timed_out, opaque, code, timeout_ms)
+        )
+        self._requests[opaque] = (answer, timer)
+        answer.on_cancel = partial(self._forget, opaque)
+        self._write(encode(Command(code, opaque, fields=dict(fields), body=body)))
+        return answer
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Write what is ready, then close."""
+        self._flush()
+        self._transport.close()
+
+    def drain(self) -> None:
+        """Take no more requests, and close when those that wait are answered."""
+        self._draining = True
+        self._commands.clear()
+        self._pause_reading()
+        if not self._waiting:
+            self.close()
+
+    def abort(self) -> None:
+        """Close now, whatever is unsent."""
+        self._transport.abort()
+
+    # --------------------------------------------------------------------------------- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._limits.connection_write_buffer_bytes)
+        self.peer = _address(transport.get_extra_info("peername"))
+        self.local = _address(transport.get_extra_info("sockname"))
+        self._traffic.connected(1)
+        self._active_ms = self._clock.now_ms()
+        self._idle_timer = self._clock.call_at(self._active_ms + self._limits.handshake_ms, self._look_if_idle)
+        self._opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        self._active_ms = self._clock.now_ms()
+        self._decode(data)
+        if self._reading:
+            self._turn()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._plan_turn()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        self._traffic.connected(-1)
+        self._idle_timer.cancel()
+        self._commands.clear()
+        waiting, self._waiting = self._waiting, set()
+        requests, self._requests = self._requests, {}
+        for parked in waiting:
+            self._guard(parked.cancel)
+        for answer, timer in requests.values():
+            timer.cancel()
+            self._guard(partial(answer.fail, ConnectionLost(f"the connection of {self.peer} was lost")))
+        for call in self.on_close:
+            self._guard(call)
+        self._closed(self)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def _decode(self, data: bytes) -> None:
+        try:
+            self._commands += self._decoder.receive_data(data)
+        except ProtocolError as error:
+            log.warning("%s: closed the connection of %s: %s", self._traffic.name, self.peer, error)
+            self._traffic.protocol_error()
+            self.close()
+
+    def _turn(self) -> None:
+        """Handle what is decoded, as far as this turn's budget goes."""
+        commands, self._commands = self._commands, []
+        self._flush_planned = True
+        for done, command in enumerate(commands, 1):
+            self._handle(command)
+            if self._reply_bytes > self._limits.connection_write_buffer_bytes:
+                self._commands = commands[done:]
+                break
+        self._flush()
+        if self._commands or self._decoder.has_more:
+            self._pause_reading()
+            self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if not self._turn_planned:
+            self._turn_planned = True
+            self._clock.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Go on with what an earlier turn left; when there is nothing, read again."""
+        self._turn_planned = False
+        if not self._writable or self._draining or self._transport.is_closing():
+            return
+        if not self._commands and self._decoder.has_more:
+            self._decode(b"")
+        if self._commands:
+            self._turn()
+        if not self._turn_planned and self._writable and not self._reading and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if self._reading and not self._transport.is_closing():
+            self._reading = False
+            self._transport.pause_reading()
+
+    # ------------------------------------------------------------------------------------------------ answering
+
+    def _handle(self, command: Command) -> None:
+        """The boundary of a request: whatever escapes its handler becomes its answer, and nobody else's."""
+        if command.flag & RESPONSE:
+            self._guard(partial(self._answered, command))
+            return
+        handler = self._handlers.get(command.code)
+        if handler is None:
+            self._traffic.unknown_request()
+            self._reply(command, Response(3, f" request type {command.code} not supported"))
+            return
+        try:
+            reply = handler(command, self)
+            if isinstance(reply, Later):
+                self._park(command, reply)
+            else:
+                self._answer(command, reply)
+        except Exception as error:  # noqa: BLE001 - the one boundary
+            self._fail(command, error)
+
+    def _park(self, command: Command, reply: Later[Response | None]) -> None:
+        if len(self._waiting) >= self._limits.remoting_requests_waiting:
+            reply.cancel()
+            raise SystemBusy(f"[OVERLOAD]{len(self._waiting)} requests of this connection wait already")
+        self._waiting.add(reply)
+        reply.then(partial(self._answer_parked, command, reply), partial(self._fail_parked, command, reply))
+
+    def _answer_parked(self, command: Command, reply: Later[Response | None], response: Response | None) -> None:
+        self._waiting.discard(reply)
+        try:
+            self._answer(command, response)
+        except Exception as error:  # noqa: BLE001 - the one boundary
+            self._fail(command, error)
+        self._plan_flush()
+
+    def _fail_parked(self, command: Command, reply: Later[Response | None], error: BaseException) -> None:
+        self._waiting.discard(reply)
+        self._fail(command, error)
+        self._plan_flush()
+
+    def _answer(self, command: Command, response: Response | None) -> None:
+        if response is None or command.flag & ONE_WAY:
+            self._traffic.request(command.code, None)
+            return
+        self._reply(command, response)
+        self._traffic.request(command.code, response.code)
+
+    def _fail(self, command: Command, error: BaseException) -> None:
+        if isinstance(error, SaturnError):
+            code, remark = response_code(error), str(error)
+        elif isinstance(error, (ProtocolError, msgspec.ValidationError)):
+            code, remark = ResponseCode.SYSTEM_ERROR, f"the request cannot be understood: {error}"
+        else:
+            self._traffic.bug()
+            log.error("%s: request %d of %s failed", self._traffic.name, command.code, self.peer, exc_info=error)
+            code, remark = ResponseCode.SYSTEM_ERROR, "this request made the server fail; its log says how"
+        self._answer(command, Response(code, remark))
+
+    def _reply(self, command: Command, response: Response) -> None:
+        if command.flag & ONE_WAY:
+            return
+        pieces = response_parts(command.opaque, command.binary, response)
+        self._replies += pieces
+        self._reply_bytes += len(pieces[1]) + len(pieces[2])
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._clock.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """One write for all that is ready."""
+        self._flush_planned = False
+        replies = self._replies
+        if replies:
+            self._replies = []
+            self._reply_bytes = 0
+            self._write(b"".join(replies))
+        if self._draining and not self._waiting:
+            self._transport.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._lost:
+            return
+        self._heard = True
+        self._active_ms = self._clock.now_ms()
+        self._transport.write(data)
+        if self._writable:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent > _MOST_WRITE_BUFFERS * self._limits.connection_write_buffer_bytes:
+            log.warning("%s: cut off %s, which leaves %d bytes unread", self._traffic.name, self.peer, unsent)
+            self.abort()
+
+    # -------------------------------------------------------------------------------------------- our own requests
+
+    def _next_opaque(self) -> int:
+        return next(self._opaques) & 0x7FFFFFFF
+
+    def _answered(self, command: Command) -> None:
+        entry = self._requests.pop(command.opaque, None)
+        if entry is not None:  # else it came after its time-out
+            answer, timer = entry
+            timer.cancel()
+            answer.resolve(command)
+
+    def _timed_out(self, opaque: int, code: int, timeout_ms: int) -> None:
+        answer, _ = self._requests.pop(opaque)
+        answer.fail(RequestTimeout(f"{self.peer} did not answer request {code} within {timeout_ms} ms"))
+
+    def _forget(self, opaque: int) -> None:
+        _, timer = self._requests.pop(opaque)
+        timer.cancel()
+
+    # -------------------------------------------------------------------------------------------------- the rest
+
+    def _look_if_idle(self) -> None:
+        """A connection that never said anything gets `handshake_ms`, others `idle_connection_ms` after the last word.
+
+        One that is closed already and still has unread bytes gets the same time again.
+        """
+        due_ms = self._active_ms + (self._limits.idle_connection_ms if self._heard else self._limits.handshake_ms)
+        now_ms = self._clock.now_ms()
+        if now_ms >= due_ms:
+            if self._transport.is_closing():
+                self.abort()
+                return
+            log.debug("%s: closed the idle connection of %s", self._traffic.name, self.peer)
+            self.close()
+            self._active_ms = due_ms = now_ms
+            due_ms += self._limits.idle_connection_ms
+        self._idle_timer = self._clock.call_at(due_ms, self._look_if_idle)
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        """Whoever listens may fail; this connection and its other listeners go on."""
+        try:
+            call()
+        except Exception as error:
+            self._traffic.bug()
+            log.error("%s: a listener of the connection of %s failed", self._traffic.name, self.peer, exc_info=error)
 
 
-Handler = Callable[[Command, RemotingConnection], Reply[Response | None]]
+#: None means that the request gets no answer.
+Handler: TypeAlias = Callable[[Command, RemotingConnection], Reply[Response | None]]
+
+
+def _name(kind: type[IntEnum], code: int) -> str:
+    try:
+        return kind(code).name
+    except ValueError:
+        return str(code)
+
+
+def _address(name: tuple[Any, ...] | None) -> Address:
+    """What a socket says of an end of it, IPv4 as such when it came through an IPv6 socket."""
+    host, port, *_ = name or _NO_ADDRESS
+    return Address(host.removeprefix("::ffff:") if "." in host else host, port)

@@ -6,7 +6,6 @@ Sources: remoting/protocol/RequestCode.java, ResponseCode.java, RemotingSysRespo
 from __future__ import annotations
 
 from enum import IntEnum
-from functools import lru_cache
 
 from saturnmq.kernel import errors
 
@@ -306,9 +305,4 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
 
 def response_code(error: errors.SaturnError) -> ResponseCode:
     """What a client is told for this error."""
-    return _response_code(type(error))
-
-
-@lru_cache(maxsize=256)
-def _response_code(kind: type[Exception]) -> ResponseCode:
-    return next(_RESPONSE_CODES[ancestor] for ancestor in kind.__mro__ if ancestor in _RESPONSE_CODES)
+    return next(_RESPONSE_CODES[kind] for kind in type(error).__mro__ if kind in _RESPONSE_CODES)

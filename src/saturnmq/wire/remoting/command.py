@@ -14,7 +14,7 @@ LANGUAGE = LanguageCode.PYTHON
 VERSION = 479
 
 
-class Command(msgspec.Struct, gc=False, kw_only=True):
+class Command(msgspec.Struct, gc=False):
     """A request, or a response when `flag` has RESPONSE. `fields` are the header's extFields as they came."""
 
     code: int
