@@ -101,3 +101,31 @@ def after(reply: Reply[T], change: Callable[[T], U]) -> Reply[U]:
     if isinstance(reply, Later):
         return cast("Later[T]", reply).map(change)
     return change(reply)
+
+
+def hear(reply: Reply[T], deliver: Callable[[T], None], fail: Callable[[BaseException], None]) -> None:
+    """Hand a reply to `deliver` or `fail`, now or when it comes."""
+    if isinstance(reply, Later):
+        cast("Later[T]", reply).then(deliver, fail)
+    else:
+        deliver(reply)
+
+
+def chain(reply: Reply[T], step: Callable[[T], Reply[U]]) -> Reply[U]:
+    """Go on with `step`, which may have to wait itself, now or when the reply comes."""
+    if not isinstance(reply, Later):
+        return step(reply)
+    chained: Later[U] = Later(reply.cancel)
+
+    def deliver(value: T) -> None:
+        try:
+            following = step(value)
+        except Exception as error:  # noqa: BLE001 - it reaches the listener of the chained Later
+            chained.fail(error)
+            return
+        if isinstance(following, Later):
+            chained.on_cancel = following.cancel
+        hear(following, chained.resolve, chained.fail)
+
+    cast("Later[T]", reply).then(deliver, chained.fail)
+    return chained
