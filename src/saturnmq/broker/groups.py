@@ -43,7 +43,7 @@ class _File(msgspec.Struct, rename="camel"):
 
 
 class GroupTable:
-    """Owns the group configs and `config/subscriptionGroup.json` (broker/subscription/SubscriptionGroupManager.java)."""
+    """Owns the group configs and `config/subscriptionGroup.json` (subscription/SubscriptionGroupManager.java)."""
 
     def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock) -> None:
         self._clock = clock

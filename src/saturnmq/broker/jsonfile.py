@@ -8,8 +8,8 @@ from typing import Any
 
 from saturnmq.disk.port import Disk
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.errors import SaturnError
-from saturnmq.kernel.later import Later, Reply, after
+from saturnmq.kernel.errors import ProtocolError, SaturnError
+from saturnmq.kernel.later import Reply, chain, hear
 from saturnmq.wire.remoting import json
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,15 @@ class JsonFile:
         self._timer: Timer | None = None
 
     def read(self) -> Any:
-        """The parsed file, else its predecessor, else None when there was none. Raises ValueError when both are broken."""
+        """The parsed file, else its predecessor, else None when there was none. Raises ValueError: both are broken."""
         broken: Exception | None = None
         for path in (self._path, self._path + ".bak"):
             if not self._disk.exists(path):
                 continue
             try:
-                return json.parse(self._disk.read_file(path))
-            except ValueError as error:
+                data = self._disk.read_file(path)
+                return json.parse(data, most_tokens=len(data))
+            except ProtocolError as error:
                 log.error("%s cannot be read: %s", path, error)
                 broken = error
         if broken is not None:
@@ -67,9 +68,7 @@ class JsonFile:
         self._timer.cancel()
         self._timer = None
         data = self._encode()
-        if self._before is None:
-            return self._replace(data)
-        return after(self._before(), lambda _: self._replace(data))
+        return chain(self._before() if self._before is not None else None, lambda _: self._replace(data))
 
     def _schedule(self, delay_ms: int) -> None:
         if delay_ms:
@@ -83,10 +82,9 @@ class JsonFile:
         except SaturnError as error:
             self._failed(error)
         else:
-            if isinstance(reply, Later):
-                reply.then(lambda _: None, self._failed)
+            hear(reply, lambda _: None, self._failed)
 
-    def _replace(self, data: bytes) -> None:
+    def _replace(self, data: bytes) -> Reply[None]:
         try:
             if self._disk.exists(self._path):
                 # a crash between the two leaves the .bak, which read() takes
@@ -94,6 +92,7 @@ class JsonFile:
             self._disk.replace_file(self._path, data)
         except OSError as error:
             self._failed(error)
+        return None
 
     def _failed(self, error: BaseException) -> None:
         log.error("%s was not written, trying again in %d ms: %s", self._path, RETRY_MS, error)

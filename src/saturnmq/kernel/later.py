@@ -6,7 +6,7 @@ Handlers answer `T | Later[T]` (written `Reply[T]`): a plain value where nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
@@ -111,21 +111,35 @@ def hear(reply: Reply[T], deliver: Callable[[T], None], fail: Callable[[BaseExce
         deliver(reply)
 
 
-def chain(reply: Reply[T], step: Callable[[T], Reply[U]]) -> Reply[U]:
-    """Go on with `step`, which may have to wait itself, now or when the reply comes."""
-    if not isinstance(reply, Later):
-        return step(reply)
-    chained: Later[U] = Later(reply.cancel)
+def gather(replies: Sequence[Reply[T]]) -> Reply[list[T]]:
+    """All the values, in order, when the last one is there. The first error is the error of all."""
+    waiting = [reply for reply in replies if isinstance(reply, Later)]
+    if not waiting:
+        return cast("list[T]", list(replies))
 
-    def deliver(value: T) -> None:
-        try:
-            following = step(value)
-        except Exception as error:  # noqa: BLE001 - it reaches the listener of the chained Later
-            chained.fail(error)
-            return
-        if isinstance(following, Later):
-            chained.on_cancel = following.cancel
-        hear(following, chained.resolve, chained.fail)
+    def cancel() -> None:
+        for later in waiting:
+            later.cancel()
 
-    cast("Later[T]", reply).then(deliver, chained.fail)
-    return chained
+    gathered: Later[list[T]] = Later(cancel)
+    values = list(replies)
+    missing = len(waiting)
+
+    def listen(index: int, later: Later[T]) -> None:
+        def deliver(value: T) -> None:
+            nonlocal missing
+            values[index] = value
+            missing -= 1
+            if missing == 0:
+                gathered.resolve(cast("list[T]", values))
+
+        def fail(error: BaseException) -> None:
+            if gathered.pending:
+                gathered.fail(error)
+
+        later.then(deliver, fail)
+
+    for index, reply in enumerate(replies):
+        if isinstance(reply, Later):
+            listen(index, reply)
+    return gathered

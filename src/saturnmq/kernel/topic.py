@@ -6,6 +6,7 @@ The structs encode (msgspec) to the JSON that Apache's processes exchange and ke
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -180,6 +181,25 @@ class TopicRoute(msgspec.Struct, rename="camel", kw_only=True):
     queue_datas: list[QueueData]
     filter_server_table: dict[str, list[str]] = {}
     order_topic_conf: str | None = None
+
+
+class Registration(msgspec.Struct, kw_only=True):
+    """What one broker tells a NameServer of itself. A later one may bring only the topics that changed."""
+
+    cluster: str
+    broker_name: str
+    broker_id: int
+    #: `host:port` for clients; the host 0.0.0.0 stands for the one that a client dialled
+    address: str
+    #: `host:port` for its replicas
+    ha_address: str = ""
+    topics: Mapping[str, TopicConfig]
+    version: DataVersion
+    #: milliseconds without a word from it after which it is gone; None leaves it to the NameServer
+    heartbeat_timeout_ms: int | None = None
+    #: None from brokers older than 5.0; else their replica with the lowest id speaks for a master that is gone
+    enable_acting_master: bool | None = None
+    zone_name: str | None = None
 
 
 def retry_topic(group: str) -> str:

@@ -7,14 +7,15 @@ namesrv/routeinfo/RouteInfoManager.java.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 import msgspec
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import NameserverConfig
 from saturnmq.kernel.errors import SaturnError, TopicNotFound
-from saturnmq.kernel.topic import WRITE, BrokerData, DataVersion, QueueData, TopicConfig, TopicRoute
+from saturnmq.kernel.topic import WRITE, BrokerData, DataVersion, QueueData, TopicRoute
+from saturnmq.kernel.topic import Registration as Registration
 
 log = logging.getLogger(__name__)
 
@@ -23,25 +24,6 @@ MASTER = 0
 
 class RegistrationRefused(SaturnError):
     """The first registration of a broker must bring all of its topics."""
-
-
-class Registration(msgspec.Struct, kw_only=True):
-    """What one broker says of itself."""
-
-    cluster: str
-    broker_name: str
-    broker_id: int
-    #: `host:port` for clients
-    address: str
-    #: `host:port` for its replicas
-    ha_address: str = ""
-    topics: Mapping[str, TopicConfig]
-    version: DataVersion
-    #: milliseconds without a word from it after which it is gone; None leaves it to the NameServer
-    heartbeat_timeout_ms: int | None = None
-    #: None from brokers older than 5.0; else their replica with the lowest id speaks for a master that is gone
-    enable_acting_master: bool | None = None
-    zone_name: str | None = None
 
 
 class Registered(msgspec.Struct):

@@ -66,6 +66,11 @@ class RemotingClient:
         else:
             self._open(address, CONNECT_TIMEOUT_MS, lambda c: c.send_one_way(code, fields, body), lambda _: None)
 
+    def local_address(self, address: Address) -> Address | None:
+        """Our end of the connection to it; None while there is none."""
+        connection = self._connections.get(address)
+        return None if connection is None else connection.local
+
     async def close(self) -> None:
         """Fail what waits and close every connection."""
         tasks = [opening.task for opening in self._openings.values()]
