@@ -143,3 +143,23 @@ def gather(replies: Sequence[Reply[T]]) -> Reply[list[T]]:
         if isinstance(reply, Later):
             listen(index, reply)
     return gathered
+
+
+def chain(reply: Reply[T], step: Callable[[T], Reply[U]]) -> Reply[U]:
+    """Go on with `step`, which may have to wait itself, now or when the reply comes."""
+    if not isinstance(reply, Later):
+        return step(reply)
+    chained: Later[U] = Later(reply.cancel)
+
+    def deliver(value: T) -> None:
+        try:
+            following = step(value)
+        except Exception as error:  # noqa: BLE001 - it reaches the listener of the chained Later
+            chained.fail(error)
+            return
+        if isinstance(following, Later):
+            chained.on_cancel = following.cancel
+        hear(following, chained.resolve, chained.fail)
+
+    cast("Later[T]", reply).then(deliver, chained.fail)
+    return chained
