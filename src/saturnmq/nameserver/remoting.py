@@ -46,7 +46,6 @@ class _RegisterHeader(_BrokerHeader, rename="camel", kw_only=True):
     ha_server_addr: str
     heartbeat_timeout_millis: int | None = None
     enable_acting_master: bool | None = None
-    compressed: bool = False
     body_crc32: int = msgspec.field(name="bodyCrc32", default=0)
     zone_name: str | None = msgspec.field(name="__ZONE_NAME", default=None)
 
@@ -70,7 +69,7 @@ class _Face:
         header = msgspec.convert(command.fields, _RegisterHeader, strict=False)
         if header.body_crc32 and header.body_crc32 != zlib.crc32(command.body) & 0x7FFFFFFF:
             return Response(ResponseCode.SYSTEM_ERROR, "crc32 not match")
-        body = bodies.decode_registration(command.body, compressed=header.compressed)
+        body = bodies.decode_registration(command.body)
         registered = self._routes.register(
             Registration(
                 cluster=header.cluster_name,

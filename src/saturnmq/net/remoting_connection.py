@@ -124,7 +124,6 @@ class RemotingConnection(asyncio.Protocol):
         #: our requests by opaque
         self._requests: dict[int, tuple[Later[Command], Timer]] = {}
         self._opaques = count(1)
-        self._heard = False
         self._active_ms = 0
 
     # ---------------------------------------------------------------------------------- what handlers may call
@@ -174,11 +173,10 @@ class RemotingConnection(asyncio.Protocol):
         self.local = _address(transport.get_extra_info("sockname"))
         self._traffic.connected(1)
         self._active_ms = self._clock.now_ms()
-        self._idle_timer = self._clock.call_at(self._active_ms + self._limits.handshake_ms, self._look_if_idle)
+        self._watch_idleness()
         self._opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
         self._active_ms = self._clock.now_ms()
         self._decode(data)
         if self._reading:
@@ -340,7 +338,6 @@ class RemotingConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._lost:
             return
-        self._heard = True
         self._active_ms = self._clock.now_ms()
         self._transport.write(data)
         if self._writable:
@@ -372,22 +369,24 @@ class RemotingConnection(asyncio.Protocol):
 
     # -------------------------------------------------------------------------------------------------- the rest
 
-    def _look_if_idle(self) -> None:
-        """A connection that never said anything gets `handshake_ms`, others `idle_connection_ms` after the last word.
+    def _close_if_idle(self) -> None:
+        """Close after `idle_connection_ms` without a word from either end; what is unread then has the same time again.
 
-        One that is closed already and still has unread bytes gets the same time again.
+        A connection that never said anything gets no less: Java's clients open one to each NameServer and keep it
+        until they need it.
         """
-        due_ms = self._active_ms + (self._limits.idle_connection_ms if self._heard else self._limits.handshake_ms)
         now_ms = self._clock.now_ms()
-        if now_ms >= due_ms:
+        if now_ms - self._active_ms >= self._limits.idle_connection_ms:
             if self._transport.is_closing():
                 self.abort()
                 return
             log.debug("%s: closed the idle connection of %s", self._traffic.name, self.peer)
             self.close()
-            self._active_ms = due_ms = now_ms
-            due_ms += self._limits.idle_connection_ms
-        self._idle_timer = self._clock.call_at(due_ms, self._look_if_idle)
+            self._active_ms = now_ms
+        self._watch_idleness()
+
+    def _watch_idleness(self) -> None:
+        self._idle_timer = self._clock.call_at(self._active_ms + self._limits.idle_connection_ms, self._close_if_idle)
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Whoever listens may fail; this connection and its other listeners go on."""

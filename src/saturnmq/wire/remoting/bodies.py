@@ -24,6 +24,8 @@ MOST_INFLATED_BYTES = 64 << 20
 #: one for each kind of body, made when the first comes
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
+#: first byte of a zlib stream (RFC 1950), and no JSON's
+_ZLIB = 0x78
 _LENGTH = struct.Struct(">i")
 
 
@@ -165,15 +167,18 @@ class RegisterBrokerBody(msgspec.Struct, rename="camel"):
     filter_server_list: list[str] = []
 
 
-def decode_registration(body: bytes, *, compressed: bool) -> RegisterBrokerBody:
+def decode_registration(body: bytes) -> RegisterBrokerBody:
     """The body of REGISTER_BROKER. Raises InvalidParameter.
 
-    Compressed it is no JSON but a zlib stream of: data version, topics, filter servers, static topics (from brokers
+    Whether it is compressed shows in its first byte; the header's `compressed` says false even then (BrokerOuterAPI.java
+    of 5.5.0, which its own NameServer cannot read). Compressed it is no JSON but a zlib stream of: data version, topics, filter servers, static topics (from brokers
     of 5.0.0 on; not read). A list is its number, then its entries; an entry is its length, then its text; numbers
     have four bytes. (RegisterBrokerBody.java)
     """
-    if not compressed:
-        return decode(RegisterBrokerBody, body) if body else RegisterBrokerBody()
+    if not body:
+        return RegisterBrokerBody()
+    if body[0] != _ZLIB:
+        return decode(RegisterBrokerBody, body)
     try:
         data = _Inflated(_inflate(body))
         version = decode(DataVersion, data.entry())
