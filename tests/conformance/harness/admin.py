@@ -1,0 +1,135 @@
+"""Topics and groups of a server under test, through the broker's Remoting port.
+
+Has its own twenty lines of Remoting: what tests a server must not share its codec.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+import uuid
+from typing import Any
+
+UPDATE_AND_CREATE_TOPIC = 17
+GET_ROUTEINFO_BY_TOPIC = 105
+GET_CONSUMER_LIST_BY_GROUP = 38
+UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
+GET_PRODUCER_CONNECTION_LIST = 204
+READ_WRITE = 6
+#: Apache's broker may need its next heart-beat to register after a start, and registers a new topic after it answered
+ROUTE_TIMEOUT_S = 20
+POLL_S = 0.01
+
+
+class AdminError(Exception):
+    """The broker refused."""
+
+    def __init__(self, code: int, remark: str | None) -> None:
+        super().__init__(f"{code}: {remark}")
+        self.code = code
+
+
+class RemotingConnection:
+    """Blocking requests with JSON headers, one at a time."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        self._lock = threading.Lock()
+        self._opaque = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def call(self, code: int, body: bytes = b"", **fields: str) -> bytes:
+        with self._lock:
+            self._opaque += 1
+            command = {"code": code, "language": "PYTHON", "version": 479, "opaque": self._opaque, "flag": 0}
+            header = json.dumps({**command, "extFields": fields}).encode()
+            self._socket.sendall(struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body)
+            (length,) = struct.unpack(">I", self._read(4))
+            frame = self._read(length)
+        (header_length,) = struct.unpack(">I", frame[:4])
+        answer: dict[str, Any] = json.loads(frame[4 : 4 + (header_length & 0xFFFFFF)])
+        if answer["code"]:
+            raise AdminError(answer["code"], answer.get("remark"))
+        return frame[4 + (header_length & 0xFFFFFF) :]
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self._socket.recv(size - len(data))
+            if not part:
+                raise ConnectionError("the broker closed the connection")
+            data += part
+        return data
+
+
+class Admin:
+    """A connection to a broker and one to its NameServer."""
+
+    def __init__(self, namesrv: str, broker: str) -> None:
+        self._namesrv = RemotingConnection(namesrv)
+        self._broker = RemotingConnection(broker)
+
+    def close(self) -> None:
+        self._namesrv.close()
+        self._broker.close()
+
+    def create_topic(self, message_type: str = "NORMAL", queues: int = 4, name: str = "") -> str:
+        """A new topic; its name."""
+        topic = name or f"topic-{message_type.lower()}-{uuid.uuid4().hex[:8]}"
+        self._broker.call(
+            UPDATE_AND_CREATE_TOPIC,
+            topic=topic,
+            defaultTopic="TBW102",
+            readQueueNums=str(queues),
+            writeQueueNums=str(queues),
+            perm=str(READ_WRITE),
+            topicFilterType="SINGLE_TAG",
+            topicSysFlag="0",
+            order=json.dumps(message_type == "FIFO"),
+            attributes=f"+message.type={message_type}",
+        )
+        self.wait_for_route(topic)
+        return topic
+
+    def wait_for_route(self, topic: str) -> None:
+        """Returns when the NameServer knows the topic. Raises AdminError when it does not learn it in time."""
+        deadline = time.monotonic() + ROUTE_TIMEOUT_S
+        while True:
+            try:
+                self._namesrv.call(GET_ROUTEINFO_BY_TOPIC, topic=topic)
+            except AdminError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+            else:
+                return
+
+    def create_group(self, *, fifo: bool = False, name: str = "") -> str:
+        """A new consumer group; its name. `fifo`: orderly, one message of a message group at a time."""
+        group = name or f"group-{uuid.uuid4().hex[:8]}"
+        config = {"groupName": group, "consumeMessageOrderly": fifo, "retryQueueNums": 1, "retryMaxTimes": 16}
+        self._broker.call(UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, json.dumps(config).encode())
+        return group
+
+    def consumer_ids(self, group: str) -> list[str]:
+        """The registered clients of a group: none is not an error here."""
+        try:
+            return list(
+                json.loads(self._broker.call(GET_CONSUMER_LIST_BY_GROUP, consumerGroup=group))["consumerIdList"]
+            )
+        except AdminError:
+            return []
+
+    def producer_ids(self, topic: str, group: str) -> list[str]:
+        """The registered producers of a producer group; the Proxy registers gRPC producers under their topic's name."""
+        try:
+            body = self._broker.call(GET_PRODUCER_CONNECTION_LIST, producerGroup=group, topic=topic)
+        except AdminError:
+            return []
+        return [connection["clientId"] for connection in json.loads(body)["connectionSet"]]
