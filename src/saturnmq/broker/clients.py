@@ -22,7 +22,7 @@ UNIT_SUBSCRIPTION = 2
 class ConsumerGroup:
     """The members of one group and what they want. Owner: the ClientTable."""
 
-    __slots__ = ("consume_from", "consume_type", "members", "message_model", "name", "subscriptions")
+    __slots__ = ("consume_from", "consume_type", "fingerprint", "members", "message_model", "name", "subscriptions")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,6 +31,8 @@ class ConsumerGroup:
         self.consume_from = ""
         #: by topic; the members of a group must agree, the newest version wins
         self.subscriptions: dict[str, Subscription] = {}
+        #: of the heart-beat that came last; the face compares it
+        self.fingerprint = 0
         #: when each was last heard of, milliseconds
         self.members: dict[ClientChannel, int] = {}
 

@@ -137,7 +137,14 @@ class ServiceUnavailable(SaturnError):
 
 
 class FlushTimeout(SaturnError):
-    """The message is in the log, but the disk did not confirm it in time."""
+    """The message is in the log, but the disk did not confirm it in time.
+
+    `value` is what the answer would have been (`Store.when_durable`): clients take the message for sent.
+    """
+
+    def __init__(self, text: str, value: object = None) -> None:
+        super().__init__(text)
+        self.value = value
 
 
 class RequestTimeout(SaturnError):

@@ -1,0 +1,113 @@
+"""The broker: its parts, and how they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from saturnmq.broker.clients import ClientTable
+from saturnmq.broker.groups import GroupTable
+from saturnmq.broker.locks import QueueLocks
+from saturnmq.broker.longpoll import LongPolls
+from saturnmq.broker.offsets import OffsetTable
+from saturnmq.broker.pop import Pops
+from saturnmq.broker.pull import Pulls
+from saturnmq.broker.registration import NameServers, Registrar
+from saturnmq.broker.reply import Replies
+from saturnmq.broker.retry import SendBacks
+from saturnmq.broker.schedule import DelayLevels
+from saturnmq.broker.send import Sends
+from saturnmq.broker.topics import TopicTable
+from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.host import Address
+from saturnmq.kernel.later import Reply, chain
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
+from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig
+from saturnmq.store.store import Arrival, Store
+
+
+class Broker:
+    """Owns the parts below and implements `kernel.ports.BrokerPort`: each verb is the method of the part that does it.
+
+    Every part owns its state and was told the others that it needs. `random(n)` draws from 0 to n-1.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: Store,
+        clock: Clock,
+        *,
+        random: Callable[[int], int],
+        metrics: Metrics,
+    ) -> None:
+        """The store is open. Raises ValueError when a config file and its .bak are broken."""
+        self.name = config.broker_name
+        self.config, self.store, self.clock = config, store, clock
+
+        self.topics = TopicTable(config, store.disk, clock)
+        self.groups = GroupTable(config, store.disk, clock)
+        self.offsets = OffsetTable(store.disk, clock, store.flush, store.config.flush_interval_config)
+        self.delays = DelayLevels(store, clock, store.config.message_delay_level)
+        for table in (self.topics, self.groups, self.offsets, self.delays):
+            table.load()
+
+        self.clients = ClientTable(self.groups, self.topics, clock, config.channel_expired_timeout)
+        self.locks = QueueLocks(clock, config.lock_max_live_time)
+        self.polls = LongPolls(clock, per_group=config.pop_polling_size, in_all=config.max_pop_polling_size)
+        self.sends = Sends(config, store, clock, self.topics, self.groups, self.locks, self.delays, random, metrics)
+        self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
+        self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
+        self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.polls, metrics)
+        self.pops = Pops(config, store, clock, self.topics, self.groups, self.offsets, self.polls, random, metrics)
+
+        self.send = self.sends.send
+        self.pull = self.pulls.pull
+        self.pop = self.pops.pop
+        self.ack = self.pops.ack
+        self.change_invisible = self.pops.change_invisible
+        self.renew = self.pops.renew
+        self.send_back = self.send_backs.send_back
+        self.producer_joined = self.clients.producer_joined
+        self.client_left = self.clients.left
+        self._registrar: Registrar | None = None
+
+    def start(self) -> None:
+        """Begin with what happens by itself: delayed messages, leases that end."""
+        self.store.on_arrival = self._arrived
+        self.pops.start()
+        self.delays.start()
+
+    def register(self, names: NameServers, address: Address) -> None:
+        """Become known under this address, and stay so. `brokerIP1` wins over its host."""
+        if self.config.broker_ip1:
+            address = Address(self.config.broker_ip1, address.port)
+        self._registrar = Registrar(self.config, self.topics, self.clock, names, address)
+        self._registrar.start()
+
+    def stop(self) -> Reply[None]:
+        """Leave the NameServers, stop what happens by itself, and write what changed. The store closes after it."""
+        if self._registrar is not None:
+            self._registrar.stop()
+        self.clients.stop()
+        self.delays.stop()
+        self.pops.stop()
+        self.topics.write()
+        self.groups.write()
+        return chain(self.offsets.write(), lambda _: self.delays.write())
+
+    def topic_config(self, topic: str) -> TopicConfig | None:
+        return self.topics.get_or_create(topic)
+
+    def group_config(self, group: str) -> GroupConfig | None:
+        return self.groups.get(group)
+
+    def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None:
+        self.clients.consumer_joined(channel, membership)
+
+    def _arrived(self, arrival: Arrival) -> None:
+        """A message can be read now: wake who waits for it."""
+        self.polls.arrived(arrival)
+        if arrival.topic == SCHEDULE_TOPIC:
+            self.delays.arrived(arrival.queue_id)

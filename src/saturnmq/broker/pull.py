@@ -1,0 +1,127 @@
+"""Pulling: reading a queue from an offset, and waiting for the next message."""
+
+from __future__ import annotations
+
+from saturnmq.broker.groups import GroupTable
+from saturnmq.broker.longpoll import LongPolls
+from saturnmq.broker.topics import TopicTable
+from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NoPermission, SaturnError, TopicNotFound
+from saturnmq.kernel.later import Later, Reply, chain, hear
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.ports import PullRequest, PullResult, PullStatus
+from saturnmq.kernel.topic import READ
+from saturnmq.store.store import Found, FoundStatus, Store
+
+_STATUSES = {
+    FoundStatus.FOUND: PullStatus.FOUND,
+    FoundStatus.NO_MATCH: PullStatus.NO_MATCH,
+    FoundStatus.END: PullStatus.NOT_FOUND,
+    FoundStatus.BEYOND: PullStatus.OFFSET_MOVED,
+    FoundStatus.BEFORE: PullStatus.OFFSET_MOVED,
+}
+
+
+class Pulls:
+    """Reads for consumers that keep their own place (processor/PullMessageProcessor.java)."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: Store,
+        clock: Clock,
+        topics: TopicTable,
+        groups: GroupTable,
+        polls: LongPolls,
+        metrics: Metrics,
+    ) -> None:
+        self._store, self._clock, self._topics, self._groups, self._polls = store, clock, topics, groups, polls
+        self._name, self._may_read = config.broker_name, config.broker_permission & READ
+        self._most_messages = config.max_transfer_count_on_message_in_memory
+        self._most_bytes = config.max_transfer_bytes_on_message_in_memory
+        labels = ("topic", "consumer_group")
+        self._messages_out = metrics.counter("rocketmq_messages_out_total", "Messages that were taken", labels)
+        self._bytes_out = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", labels)
+
+    def pull(self, request: PullRequest) -> Reply[PullResult]:
+        """Answers at once, or within `wait_ms` when there is nothing at the offset yet."""
+        self._admit(request)
+        return chain(self._read(request), lambda found: self._found(request, found))
+
+    def _admit(self, request: PullRequest) -> None:
+        """Raises unless the group may read the queue."""
+        name, queue_id = request.queue.topic, request.queue.queue_id
+        if not self._may_read:
+            raise NoPermission(f"the broker[{self._name}] pulling message is forbidden")
+        group = self._groups.get(request.group)
+        if group is None:
+            raise GroupNotFound(f"subscription group [{request.group}] does not exist")
+        if not group.consume_enable:
+            raise NoPermission(f"subscription group no permission, {request.group}")
+        topic = self._topics.get_or_create(name)
+        if topic is None:
+            raise TopicNotFound(f"topic[{name}] not exist, apply first please!")
+        if not topic.perm & READ:
+            raise NoPermission(f"the topic[{name}] pulling message is forbidden")
+        if not 0 <= queue_id < topic.read_queue_nums:
+            raise InvalidParameter(
+                f"queueId[{queue_id}] is illegal, topic:[{name}] topicConfig.readQueueNums:[{topic.read_queue_nums}]"
+            )
+
+    def _read(self, request: PullRequest) -> Reply[Found]:
+        return self._store.get(
+            request.queue.topic,
+            request.queue.queue_id,
+            request.offset,
+            min(request.max_messages, self._most_messages),
+            min(request.max_bytes, self._most_bytes),
+            request.subscription.codes or None,
+        )
+
+    def _found(self, request: PullRequest, found: Found) -> Reply[PullResult]:
+        """Answer, or wait."""
+        result = self._result(request, found)
+        if result.status is not PullStatus.NOT_FOUND or request.wait_ms <= 0:
+            return result
+        if self._store.max_offset(request.queue.topic, request.queue.queue_id) > request.offset:
+            # one came while this was read from the disk
+            return chain(self._read(request), lambda found: self._found(request, found))
+        answer: Later[PullResult] = Later()
+        self._wait(request, self._clock.now_ms() + request.wait_ms, answer)
+        return answer
+
+    def _wait(self, request: PullRequest, until_ms: int, answer: Later[PullResult]) -> None:
+        def wake(timed_out: bool) -> None:
+            try:
+                hear(self._read(request), lambda found: reread(found, timed_out), answer.fail)
+            except SaturnError as error:
+                answer.fail(error)
+
+        def reread(found: Found, timed_out: bool) -> None:
+            result = self._result(request, found)
+            if result.status is PullStatus.NOT_FOUND and not timed_out:
+                self._wait(request, until_ms, answer)
+            else:
+                answer.resolve(result)
+
+        waiter = self._polls.wait(
+            request.queue.topic, request.queue.queue_id, until_ms, request.subscription.codes, wake
+        )
+        answer.on_cancel = waiter.cancel
+
+    def _result(self, request: PullRequest, found: Found) -> PullResult:
+        status = _STATUSES.get(found.status)
+        if status is None:  # an empty queue
+            status = PullStatus.NOT_FOUND if request.offset == found.max_offset else PullStatus.OFFSET_MOVED
+        if found.records:
+            labels = (request.queue.topic, request.group)
+            self._messages_out.values[labels] += len(found.records)
+            self._bytes_out.values[labels] += sum(map(len, found.records))
+        return PullResult(
+            status=status,
+            next_offset=found.next_offset,
+            min_offset=found.min_offset,
+            max_offset=found.max_offset,
+            records=found.records,
+        )

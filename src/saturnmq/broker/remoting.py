@@ -1,0 +1,391 @@
+"""The broker's Remoting face: request code → method, and header fields ↔ the kernel's terms.
+
+What is refused here is what only this protocol can get wrong; everything else is the broker's. A header field that is
+missing or no number escapes as msgspec.ValidationError, which the connection answers with the name of the field.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from saturnmq.broker import attributes
+from saturnmq.broker.broker import Broker
+from saturnmq.broker.headers import (
+    CommitHeader,
+    CreateTopicHeader,
+    GroupHeader,
+    OffsetHeader,
+    PullHeader,
+    QueueHeader,
+    SearchHeader,
+    SendBackHeader,
+    SendHeader,
+    SendHeaderV2,
+    TopicHeader,
+)
+from saturnmq.broker.remoting_clients import ClientHandlers
+from saturnmq.broker.remoting_pop import PopHandlers
+from saturnmq.kernel import properties as names
+from saturnmq.kernel.errors import (
+    FlushTimeout,
+    GroupNotFound,
+    InvalidParameter,
+    NoPermission,
+    NotFound,
+    NotSupported,
+    TopicNotFound,
+)
+from saturnmq.kernel.host import pack
+from saturnmq.kernel.later import Later, Reply, after
+from saturnmq.kernel.message import Message
+from saturnmq.kernel.ports import (
+    Boundary,
+    MessageModel,
+    PullRequest,
+    PullResult,
+    PullStatus,
+    SendBackRequest,
+    SendReceipt,
+    SendRequest,
+)
+from saturnmq.kernel.subscription import TAG, Subscription, subscribe
+from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig, check_group, check_topic
+from saturnmq.net.remoting_connection import Handler, RemotingConnection
+from saturnmq.wire.record import decode_batch
+from saturnmq.wire.remoting.bodies import decode, encode
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
+from saturnmq.wire.remoting.command import Command, Response
+
+#: since when clients say how often a message may be retried (MQVersion.V3_4_9)
+_V3_4_9 = 121
+
+# sysFlag bits of a pull (common/sysflag/PullSysFlag.java)
+COMMIT_OFFSET = 0x1
+SUSPEND = 0x2
+SUBSCRIPTION = 0x4
+#: a held pull where longPollingEnable is off (shortPollingTimeMills)
+_SHORT_POLL_MS = 1_000
+
+_PULL_CODES = {
+    PullStatus.FOUND: ResponseCode.SUCCESS,
+    PullStatus.NOT_FOUND: ResponseCode.PULL_NOT_FOUND,
+    PullStatus.NO_MATCH: ResponseCode.PULL_RETRY_IMMEDIATELY,
+    PullStatus.OFFSET_MOVED: ResponseCode.PULL_OFFSET_MOVED,
+}
+
+
+def table(broker: Broker) -> dict[int, Handler]:
+    """What both ports of a broker serve; the VIP port is for clients that keep their sends on a port of its own."""
+    messages, offsets = MessageHandlers(broker), OffsetHandlers(broker)
+    admin, clients, pops = AdminHandlers(broker), ClientHandlers(broker), PopHandlers(broker)
+    return {
+        RequestCode.SEND_MESSAGE: messages.send,
+        RequestCode.SEND_MESSAGE_V2: messages.send_v2,
+        RequestCode.SEND_BATCH_MESSAGE: messages.send_v2,
+        RequestCode.SEND_REPLY_MESSAGE: messages.reply,
+        RequestCode.SEND_REPLY_MESSAGE_V2: messages.reply_v2,
+        RequestCode.PULL_MESSAGE: messages.pull,
+        RequestCode.LITE_PULL_MESSAGE: messages.lite_pull,
+        RequestCode.CONSUMER_SEND_MSG_BACK: messages.send_back,
+        RequestCode.QUERY_CONSUMER_OFFSET: offsets.committed,
+        RequestCode.UPDATE_CONSUMER_OFFSET: offsets.commit,
+        RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: offsets.by_time,
+        RequestCode.GET_MAX_OFFSET: offsets.largest,
+        RequestCode.GET_MIN_OFFSET: offsets.smallest,
+        RequestCode.GET_EARLIEST_MSG_STORETIME: offsets.earliest_stored,
+        RequestCode.HEART_BEAT: clients.heartbeat,
+        RequestCode.UNREGISTER_CLIENT: clients.unregister,
+        RequestCode.GET_CONSUMER_LIST_BY_GROUP: clients.consumer_ids,
+        RequestCode.CHECK_CLIENT_CONFIG: clients.check_client,
+        RequestCode.LOCK_BATCH_MQ: clients.lock,
+        RequestCode.UNLOCK_BATCH_MQ: clients.unlock,
+        RequestCode.POP_MESSAGE: pops.pop,
+        RequestCode.ACK_MESSAGE: pops.ack,
+        RequestCode.BATCH_ACK_MESSAGE: pops.batch_ack,
+        RequestCode.CHANGE_MESSAGE_INVISIBLETIME: pops.change_invisible,
+        RequestCode.UPDATE_AND_CREATE_TOPIC: admin.put_topic,
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP: admin.put_group,
+        RequestCode.GET_TOPIC_CONFIG: admin.topic,
+        RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: admin.group,
+    }
+
+
+class MessageHandlers:
+    """Sending, pulling, sending back."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        #: fields of every answer to a send
+        self._common = {
+            names.MESSAGE_REGION: broker.config.region_id,
+            names.TRACE_ON: str(broker.config.trace_on).lower(),
+        }
+
+    def send(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        request = self._send_request(msgspec.convert(command.fields, SendHeader, strict=False), command, connection)
+        return self._sent(self._broker.send(request))
+
+    def send_v2(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        request = self._send_request(msgspec.convert(command.fields, SendHeaderV2, strict=False), command, connection)
+        return self._sent(self._broker.send(request))
+
+    def reply(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        request = self._send_request(msgspec.convert(command.fields, SendHeader, strict=False), command, connection)
+        return self._sent(self._broker.replies.reply(request))
+
+    def reply_v2(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        request = self._send_request(msgspec.convert(command.fields, SendHeaderV2, strict=False), command, connection)
+        return self._sent(self._broker.replies.reply(request))
+
+    def _send_request(
+        self, header: SendHeader | SendHeaderV2, command: Command, connection: RemotingConnection
+    ) -> SendRequest:
+        born_host = pack(connection.peer)
+        properties = (header.properties or "").encode()
+        if header.batch:
+            messages = [
+                Message(
+                    header.topic,
+                    header.queue_id,
+                    entry.body,
+                    entry.properties,
+                    header.born_timestamp,
+                    born_host,
+                    entry.flag,
+                    header.sys_flag,
+                    header.reconsume_times or 0,
+                )
+                for entry in decode_batch(command.body)
+            ]
+        else:
+            messages = [
+                Message(
+                    header.topic,
+                    header.queue_id,
+                    command.body,
+                    properties,
+                    header.born_timestamp,
+                    born_host,
+                    header.flag,
+                    header.sys_flag,
+                    header.reconsume_times or 0,
+                )
+            ]
+        return SendRequest(
+            producer_group=header.producer_group,
+            messages=messages,
+            properties=names.decode(properties),
+            default_topic=header.default_topic,
+            default_queue_nums=header.default_topic_queue_nums,
+            max_reconsume_times=header.max_reconsume_times if command.version >= _V3_4_9 else None,
+            batch=bool(header.batch),
+        )
+
+    def _sent(self, reply: Reply[SendReceipt]) -> Reply[Response | None]:
+        if not isinstance(reply, Later):
+            return self._receipt(reply)
+        answer: Later[Response | None] = Later(reply.cancel)
+
+        def failed(error: BaseException) -> None:
+            if isinstance(error, FlushTimeout) and isinstance(error.value, SendReceipt):
+                # the message is in the log: clients take this for sent, and want to know where
+                answer.resolve(self._receipt(error.value, ResponseCode.FLUSH_DISK_TIMEOUT, str(error)))
+            else:
+                answer.fail(error)
+
+        reply.then(lambda receipt: answer.resolve(self._receipt(receipt)), failed)
+        return answer
+
+    def _receipt(self, receipt: SendReceipt, code: int = ResponseCode.SUCCESS, remark: str | None = None) -> Response:
+        fields = {
+            "msgId": receipt.message_id,
+            "queueId": str(receipt.queue_id),
+            "queueOffset": str(receipt.queue_offset),
+            **self._common,
+        }
+        if receipt.transaction_id is not None:
+            fields["transactionId"] = receipt.transaction_id
+        if receipt.recall_handle is not None:
+            fields["recallHandle"] = receipt.recall_handle
+        return Response(code, remark, fields)
+
+    def lite_pull(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        if not self._broker.config.lite_pull_message_enable:
+            raise NoPermission(f"the broker[{self._broker.name}] for lite pull consumer is forbidden")
+        return self.pull(command, connection)
+
+    def pull(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, PullHeader, strict=False)
+        subscription = self._subscription(header)
+        if isinstance(subscription, Response):
+            return subscription
+        wait_ms = header.suspend_timeout_millis if header.sys_flag & SUSPEND else 0
+        if not self._broker.config.long_polling_enable:
+            wait_ms = min(wait_ms, _SHORT_POLL_MS)
+        most_bytes = self._broker.config.max_transfer_bytes_on_message_in_memory
+        reply = self._broker.pull(
+            PullRequest(
+                group=header.consumer_group,
+                queue=MessageQueue(header.topic, self._broker.name, header.queue_id),
+                offset=header.queue_offset,
+                max_messages=header.max_msg_nums,
+                max_bytes=header.max_msg_bytes or most_bytes,
+                subscription=subscription,
+                wait_ms=wait_ms,
+            )
+        )
+        if header.sys_flag & COMMIT_OFFSET and header.commit_offset >= 0:
+            self._broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
+        return after(reply, self._pulled)
+
+    def _pulled(self, result: PullResult) -> Response:
+        fields = {
+            "suggestWhichBrokerId": "0",
+            "nextBeginOffset": str(result.next_offset),
+            "minOffset": str(result.min_offset),
+            "maxOffset": str(result.max_offset),
+        }
+        return Response(_PULL_CODES[result.status], result.status.name, fields, b"".join(result.records))
+
+    def _subscription(self, header: PullHeader) -> Subscription | Response:
+        """What the consumer wants: as the pull says, else as its group's heart-beats said."""
+        name, topic = header.consumer_group, header.topic
+        if header.sys_flag & SUBSCRIPTION:
+            return subscribe(topic, header.subscription, header.expression_type, header.sub_version)
+        group = self._broker.clients.consumer_group(name)
+        if group is None:
+            return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's group info not exist")
+        config = self._broker.groups.get(name)
+        if (
+            config is not None
+            and not config.consume_broadcast_enable
+            and group.message_model is MessageModel.BROADCASTING
+        ):
+            raise NoPermission(f"the consumer group[{name}] can not consume by broadcast way")
+        if not self._broker.groups.may_read(name, topic):
+            raise NoPermission(f"the consumer group[{name}] is forbidden for topic[{topic}]")
+        subscription = group.subscriptions.get(topic)
+        if subscription is None:
+            return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's subscription not exist")
+        if subscription.version < header.sub_version:
+            return Response(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
+        if subscription.expression_type != TAG:
+            raise NotSupported(
+                f"The broker does not support consumer to filter message by {subscription.expression_type}"
+            )
+        return subscription
+
+    def send_back(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, SendBackHeader, strict=False)
+        request = SendBackRequest(
+            group=header.group,
+            commit_log_offset=header.offset,
+            delay_level=header.delay_level,
+            max_reconsume_times=header.max_reconsume_times if command.version >= _V3_4_9 else None,
+            origin_message_id=header.origin_msg_id,
+            origin_topic=header.origin_topic,
+        )
+        return after(self._broker.send_back(request), lambda _: Response())
+
+
+class OffsetHandlers:
+    """Where groups are, and where queues begin and end."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker, self._store = broker, broker.store
+
+    def committed(self, command: Command, connection: RemotingConnection) -> Response:
+        """A group that never committed begins at 0 when the first message is still there, else it decides itself."""
+        header = msgspec.convert(command.fields, OffsetHeader, strict=False)
+        topic, queue_id = header.topic, header.queue_id
+        offset = self._broker.offsets.get(header.consumer_group, topic, queue_id)
+        if offset < 0:
+            has_first = self._store.min_offset(topic, queue_id) == 0 < self._store.max_offset(topic, queue_id)
+            if header.set_zero_if_not_found is False or not has_first:
+                raise NotFound("Not found, maybe this group consumer boot first")
+            offset = 0
+        return _offset(offset)
+
+    def commit(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, CommitHeader, strict=False)
+        if not self._broker.groups.exists(header.consumer_group):
+            raise GroupNotFound(f"Group {header.consumer_group} not exist!")
+        if self._broker.topics.get(header.topic) is None:
+            raise TopicNotFound(f"Topic {header.topic} not exist!")
+        if header.commit_offset < 0:
+            raise InvalidParameter(f"commitOffset {header.commit_offset} is negative")
+        self._broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
+        return Response()
+
+    def by_time(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, SearchHeader, strict=False)
+        boundary = Boundary.UPPER if (header.boundary_type or "").upper() == Boundary.UPPER.name else Boundary.LOWER
+        return after(self._store.offset_by_time(header.topic, header.queue_id, header.timestamp, boundary), _offset)
+
+    def largest(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        return _offset(self._store.max_offset(header.topic, header.queue_id))
+
+    def smallest(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        return _offset(self._store.min_offset(header.topic, header.queue_id))
+
+    def earliest_stored(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        topic, queue_id = header.topic, header.queue_id
+        return after(
+            self._store.stored_ms_at(topic, queue_id, self._store.min_offset(topic, queue_id)),
+            lambda stored_ms: Response(fields={"timestamp": str(stored_ms)}),
+        )
+
+
+class AdminHandlers:
+    """Topics and groups, as operators make them and ask for them (processor/AdminBrokerProcessor.java)."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._topics, self._groups = broker.topics, broker.groups
+
+    def put_topic(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, CreateTopicHeader, strict=False)
+        check_topic(header.topic)
+        if self._topics.is_system(header.topic):
+            raise InvalidParameter(f"The topic[{header.topic}] is conflict with system topic.")
+        if header.read_queue_nums < 1 or header.write_queue_nums < 1:
+            raise InvalidParameter("a topic has at least one queue to read and one to write")
+        self._topics.alter(
+            TopicConfig(
+                topic_name=header.topic,
+                read_queue_nums=header.read_queue_nums,
+                write_queue_nums=header.write_queue_nums,
+                perm=header.perm,
+                topic_filter_type=header.topic_filter_type,
+                topic_sys_flag=header.topic_sys_flag or 0,
+                order=header.order,
+                attributes=attributes.parse(header.attributes or ""),
+            )
+        )
+        return Response()
+
+    def put_group(self, command: Command, connection: RemotingConnection) -> Response:
+        group = decode(GroupConfig, command.body)
+        check_group(group.group_name)
+        self._groups.alter(group)
+        return Response()
+
+    def topic(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, TopicHeader, strict=False)
+        topic = self._topics.get_or_create(header.topic)
+        if topic is None:
+            raise TopicNotFound(f"No topic in this broker. topic: {header.topic}")
+        return Response(body=encode(topic))
+
+    def group(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, GroupHeader, strict=False)
+        group = self._groups.get(header.group)
+        if group is None:
+            raise GroupNotFound(f"No group in this broker: {header.group}")
+        return Response(body=encode(group))
+
+
+def _offset(offset: int) -> Response:
+    return Response(fields={"offset": str(offset)})

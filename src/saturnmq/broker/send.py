@@ -1,0 +1,238 @@
+"""Sending: from a request to records in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from saturnmq.broker.groups import GroupTable
+from saturnmq.broker.locks import QueueLocks
+from saturnmq.broker.schedule import DelayLevels
+from saturnmq.broker.topics import TopicTable
+from saturnmq.kernel import properties as names
+from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.errors import (
+    BodyTooLarge,
+    GroupNotFound,
+    IllegalDeliveryTime,
+    IllegalMessage,
+    InvalidParameter,
+    NoPermission,
+    NotSupported,
+    TopicNotFound,
+)
+from saturnmq.kernel.later import Reply
+from saturnmq.kernel.message import INNER_BATCH, Message
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.ports import SendReceipt, SendRequest
+from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, WRITE, TopicConfig, check_topic
+from saturnmq.store.store import Store
+from saturnmq.wire.record import offset_message_id
+
+#: properties that ask for more than an append, or that only the broker may set
+_SPECIAL = frozenset(
+    {
+        names.DELAY, names.TRANSACTION_PREPARED, names.TIMER_DELAY_SEC, names.TIMER_DELAY_MS, names.TIMER_DELIVER_MS,
+        names.INNER_MULTI_DISPATCH, names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER,
+    }
+)  # fmt: skip
+#: in the order in which they count
+_TIMERS = (names.TIMER_DELAY_SEC, names.TIMER_DELAY_MS, names.TIMER_DELIVER_MS)
+
+
+class Sends:
+    """Checks, completes and appends what producers send (processor/SendMessageProcessor.java).
+
+    The path of an ordinary message is `send` alone; what is rare has a method of its own.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: Store,
+        clock: Clock,
+        topics: TopicTable,
+        groups: GroupTable,
+        locks: QueueLocks,
+        delays: DelayLevels,
+        random: Callable[[int], int],
+        metrics: Metrics,
+    ) -> None:
+        self._config, self._store, self._clock, self._topics, self._groups = config, store, clock, topics, groups
+        self._locks, self._delays, self._random = locks, delays, random
+        self._may_write = config.broker_permission & WRITE
+        #: what Apache's broker adds to every message; a consumer needs CLUSTER to answer a request
+        self._stamp = names.encode(
+            {
+                names.MESSAGE_REGION: config.region_id,
+                names.TRACE_ON: str(config.trace_on).lower(),
+                names.CLUSTER: config.broker_cluster_name,
+            }
+        )
+        self._messages_in = metrics.counter("rocketmq_messages_in_total", "Messages that were sent", ("topic",))
+        self._bytes_in = metrics.counter("rocketmq_throughput_in_total", "Bytes that were sent", ("topic",))
+        self._dead = metrics.counter(
+            "rocketmq_send_to_dlq_messages_total", "Messages that became dead letters", ("consumer_group",)
+        )
+
+    def send(self, request: SendRequest) -> Reply[SendReceipt]:
+        """Append and answer when it is as durable as configured. Raises what a producer did wrong.
+
+        The request's messages belong to the broker from here on: it completes them in place.
+        """
+        message = request.messages[0]
+        topic = self.admit(request)
+        queue_id = message.queue_id
+        if queue_id < 0:
+            queue_id = message.queue_id = self._random(topic.write_queue_nums)
+        if request.batch:
+            return self._send_batch(request.messages, topic)
+        properties = request.properties
+        unique_key = properties.get(names.UNIQUE_KEY)
+        if not unique_key or not _SPECIAL.isdisjoint(properties) or topic.topic_name.startswith(RETRY_PREFIX):
+            self._prepare(request, message, properties)
+            unique_key = properties[names.UNIQUE_KEY]
+        elif message.properties.endswith(b"\x02"):
+            message.properties += self._stamp
+        else:
+            message.properties += b"\x02" + self._stamp
+        (appended,) = self._store.append((message,))
+        labels = (topic.topic_name,)
+        self._messages_in.values[labels] += 1
+        self._bytes_in.values[labels] += appended.size
+        receipt = SendReceipt(
+            queue_id=queue_id,
+            queue_offset=appended.queue_offset,
+            message_id=offset_message_id(self._store.store_host, appended.commit_log_offset),
+            commit_log_offset=appended.commit_log_offset,
+            transaction_id=unique_key,
+        )
+        if properties.get(names.WAIT) == "false":
+            return receipt
+        return self._store.when_durable(appended.end, receipt)
+
+    def admit(self, request: SendRequest) -> TopicConfig:
+        """The topic, which is created when that is allowed. Raises unless it takes the message."""
+        message = request.messages[0]
+        name = message.topic
+        topic = self._topics.get(name)
+        if topic is None or not topic.perm & self._may_write or name in NO_SEND_TOPICS:
+            topic = self._admit_rare(request, name, topic)
+        if message.queue_id >= topic.write_queue_nums and message.queue_id >= topic.read_queue_nums:
+            raise InvalidParameter(
+                f"request queueId[{message.queue_id}] is illegal, {name} has "
+                f"{topic.write_queue_nums} write and {topic.read_queue_nums} read queues"
+            )
+        return topic
+
+    def _admit_rare(self, request: SendRequest, name: str, topic: TopicConfig | None) -> TopicConfig:
+        """An unknown topic, or one that may not be sent to."""
+        if not self._may_write:
+            raise NoPermission(f"the broker[{self._config.broker_name}] sending message is forbidden")
+        check_topic(name)
+        if name in NO_SEND_TOPICS:
+            raise NoPermission(f"Sending message to topic[{name}] is forbidden.")
+        if topic is None:
+            if name.startswith(RETRY_PREFIX):
+                return self._topics.ensure_retry(name.removeprefix(RETRY_PREFIX))
+            topic = self._topics.create_from_default(name, request.default_topic, request.default_queue_nums)
+            topic = topic or self._topics.get_or_create(name)
+        if topic is None:
+            raise TopicNotFound(f"topic[{name}] not exist, apply first please!")
+        if not topic.perm & WRITE:
+            raise NoPermission(f"the topic[{name}] sending message is forbidden")
+        return topic
+
+    def _send_batch(self, messages: list[Message], topic: TopicConfig) -> Reply[SendReceipt]:
+        """Consecutive messages of one queue, each a record of its own, stored as they came."""
+        if topic.topic_name.startswith(RETRY_PREFIX):
+            raise IllegalMessage(f"batch request does not support retry group {topic.topic_name}")
+        if topic.attributes.get("queue.type") == "BatchCQ":
+            raise NotSupported(f"{topic.topic_name} is a BatchCQ topic; this version of SaturnMQ has no inner batches")
+        queue_id = messages[0].queue_id
+        size = 0
+        for message in messages:
+            message.queue_id = queue_id
+            size += len(message.body)
+        if size > self._store.config.max_message_size:
+            raise BodyTooLarge(f"the batch has {size} bytes, the limit is {self._store.config.max_message_size}")
+        appended = self._store.append(messages)
+        labels = (topic.topic_name,)
+        self._messages_in.values[labels] += len(appended)
+        self._bytes_in.values[labels] += appended[-1].end - appended[0].commit_log_offset
+        host = self._store.store_host
+        receipt = SendReceipt(
+            queue_id=queue_id,
+            queue_offset=appended[0].queue_offset,
+            message_id=",".join([offset_message_id(host, one.commit_log_offset) for one in appended]),
+            commit_log_offset=appended[0].commit_log_offset,
+        )
+        return self._store.when_durable(appended[-1].end, receipt)
+
+    def _prepare(self, request: SendRequest, message: Message, properties: dict[str, str]) -> None:
+        """The rare cases of `send`: rewrites the message and its properties. Raises what is not supported."""
+        if not properties.get(names.UNIQUE_KEY):
+            properties[names.UNIQUE_KEY] = f"{self._random(1 << 128):032X}"
+        for name in (names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER):
+            properties.pop(name, None)
+        if names.INNER_MULTI_DISPATCH in properties or message.sys_flag & INNER_BATCH:
+            raise NotSupported("light queues and inner batches are not supported by this version of SaturnMQ")
+        dead = message.topic.startswith(RETRY_PREFIX) and self._send_to_dead_letters(request, message, properties)
+        level = 0 if dead else _integer(properties.get(names.DELAY))
+        if properties.get(names.TRANSACTION_PREPARED, "").lower() == "true" and not (
+            message.reconsume_times > 0 and level > 0
+        ):
+            raise NotSupported("transactions are not supported by this version of SaturnMQ")
+        if level > 0:
+            for name in _TIMERS:
+                properties.pop(name, None)
+        else:
+            self._check_timers(properties)
+        message.properties = names.encode(properties) + self._stamp
+        if level > 0:
+            self._delays.postpone(message, level)
+
+    def _send_to_dead_letters(self, request: SendRequest, message: Message, properties: dict[str, str]) -> bool:
+        """Whether a consumer tried it often enough; then the message goes to the dead letters instead."""
+        group = message.topic.removeprefix(RETRY_PREFIX)
+        config = self._groups.get(group)
+        if config is None:
+            raise GroupNotFound(f"subscription group not exist, {group}")
+        most = config.retry_max_times if request.max_reconsume_times is None else request.max_reconsume_times
+        # an orderly consumer only sends what it gives up on
+        if message.reconsume_times <= most and not self._locks.any_alive(group):
+            return False
+        message.topic, message.queue_id = self._topics.ensure_dlq(group).topic_name, 0
+        properties[names.DELAY] = "-1"
+        self._dead.add((group,))
+        return True
+
+    def _check_timers(self, properties: dict[str, str]) -> None:
+        """Raises unless a delivery at an arbitrary time is due already (util/HookUtils.java)."""
+        timer = next((name for name in _TIMERS if name in properties), None)
+        if timer is None:
+            return
+        try:
+            value = int(properties[timer])
+        except ValueError:
+            raise IllegalDeliveryTime(f"the property {timer} is not a number: {properties[timer]!r}") from None
+        now_ms = self._clock.now_ms()
+        due_ms = {
+            names.TIMER_DELAY_SEC: now_ms + value * 1000,
+            names.TIMER_DELAY_MS: now_ms + value,
+            names.TIMER_DELIVER_MS: value,
+        }[timer]
+        if due_ms > now_ms:
+            raise NotSupported(
+                f"{timer}: this version of SaturnMQ does not deliver at an arbitrary time, use a delay level"
+            )
+        if names.TIMER_DEL_UNIQUE_KEY in properties:
+            raise IllegalDeliveryTime("a message that recalls another must be due before it, in the future")
+
+
+def _integer(text: str | None) -> int:
+    """Java's NumberUtils.toInt: 0 when it is none."""
+    try:
+        return int(text or 0)
+    except ValueError:
+        return 0
