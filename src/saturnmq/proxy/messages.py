@@ -1,0 +1,282 @@
+"""Messages between gRPC and the log: checked on the way in, completed on the way out.
+
+Both directions are on the hot path: fields are read once and written by assignment, which costs upb a third of building
+nested messages. Sources: proxy/grpc/v2/producer/SendMessageActivity.java, proxy/grpc/v2/common/GrpcConverter.java.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import md5
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from saturnmq.kernel import properties as props
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.errors import (
+    BodyEmpty,
+    BodyTooLarge,
+    IllegalDeliveryTime,
+    IllegalKey,
+    IllegalMessageGroup,
+    IllegalMessageId,
+    IllegalPropertyKey,
+    IllegalTag,
+    InvalidParameter,
+    NotSupported,
+    PropertiesTooLarge,
+)
+from saturnmq.kernel.host import Address, pack, unpack
+from saturnmq.kernel.message import COMPRESSED, Message
+from saturnmq.kernel.topic import MessageType
+from saturnmq.proxy.proxy import Received, message_id
+from saturnmq.wire.proto import rocketmq_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+#: Java's Character.isISOControl
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_has_control = _CONTROL.search
+
+_UNSUPPORTED_TYPES = {
+    pb.TRANSACTION: "transactional messages are not supported by this version of SaturnMQ: nothing was sent",
+    pb.LITE: "lite topics are not supported by this version of SaturnMQ: nothing was sent",
+    pb.PRIORITY: "message priorities are not supported by this version of SaturnMQ: nothing was sent",
+}
+
+
+#: properties that have a field of their own in gRPC, or none at all. Apache shows the last four to applications.
+_NOT_FOR_USERS = props.RESERVED | {
+    props.SHARDING_KEY,
+    props.TRACE_CONTEXT,
+    props.INNER_MULTI_DISPATCH,
+    "__transactionId__",
+}
+
+
+class Incoming(msgspec.Struct, gc=False):
+    """A message that passed the checks. `properties` are those that `message` carries, packed."""
+
+    message: Message
+    properties: dict[str, str]
+    message_type: MessageType
+    message_group: str
+
+
+def take_in(sent: pb.Message, topic: str, peer: Address, config: ProxyConfig, now_ms: int) -> Incoming:
+    """Check a message and map its properties. Raises one of the IllegalMessage errors, or NotSupported."""
+    body = sent.body
+    if len(body) > config.max_message_size > 0:
+        raise BodyTooLarge(
+            f"the body has {len(body)} bytes, the limit is maxMessageSize={config.max_message_size}: raise it, "
+            "or store the body elsewhere and send a reference"
+        )
+    if not body and config.enable_message_body_empty_check:
+        raise BodyEmpty("the body is empty: send at least one byte, or set enableMessageBodyEmptyCheck=false")
+    system = sent.system_properties
+    properties = dict(sent.user_properties.items())
+    tag = system.tag
+    keys = list(system.keys)
+    _check_properties(properties, tag, keys, config)
+    if tag:
+        properties[props.TAGS] = tag
+    if keys:
+        properties[props.KEYS] = " ".join(keys)
+    unique_key = system.message_id
+    if not unique_key or unique_key.isspace() or _has_control(unique_key):
+        raise IllegalMessageId(
+            "the message id is empty or has a control character: the client sets system_properties.message_id"
+        )
+    properties[props.UNIQUE_KEY] = unique_key
+    kind = _message_type(system, properties, config, now_ms)
+    if system.delivery_attempt:
+        properties[props.RECONSUME_TIME] = str(system.delivery_attempt)
+    properties[props.PRODUCER_GROUP] = topic
+    group = system.message_group
+    if group:
+        _check_message_group(group, config)
+        properties[props.SHARDING_KEY] = group
+    if kind is MessageType.NORMAL and props.SHARDING_KEY in properties:
+        kind = MessageType.FIFO
+    if system.trace_context:
+        _put(properties, props.TRACE_CONTEXT, system.trace_context)
+    _put(properties, props.BORN_HOST, system.born_host or str(peer))
+    born = system.born_timestamp
+    born_ms = born.seconds * 1000 + born.nanos // 1_000_000
+    if born_ms > 0:
+        properties[props.BORN_TIMESTAMP] = str(born_ms)
+    else:
+        born_ms = now_ms
+    message = Message(
+        topic,
+        -1,
+        body,
+        props.encode(properties),
+        born_ms,
+        pack(peer),
+        0,
+        COMPRESSED if system.body_encoding == pb.GZIP else 0,
+    )
+    return Incoming(message, properties, kind, group)
+
+
+def _put(properties: dict[str, str], key: str, value: str) -> None:
+    """Set a property that the client chose freely: a separator in it would forge others."""
+    if _has_control(value):
+        raise InvalidParameter(f"a control character in the value that becomes the property {key}")
+    properties[key] = value
+
+
+def _check_properties(user: dict[str, str], tag: str, keys: list[str], config: ProxyConfig) -> None:
+    if len(user) > config.user_property_max_num > 0:
+        raise PropertiesTooLarge(
+            f"{len(user)} user properties, the limit is userPropertyMaxNum={config.user_property_max_num}"
+        )
+    text = "".join([*user, *user.values(), tag, *keys])
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > config.max_user_property_size > 0:
+        raise PropertiesTooLarge(
+            f"user properties, tag and keys have {size} bytes together, the limit is "
+            f"maxUserPropertySize={config.max_user_property_size}"
+        )
+    if not props.RESERVED.isdisjoint(user):
+        taken = sorted(props.RESERVED.intersection(user))
+        raise IllegalPropertyKey(f"the property keys {', '.join(taken)} are RocketMQ's own: choose other names")
+    if _has_control(text):
+        _blame_control_character(user, tag)
+    if tag and (tag.isspace() or "|" in tag):
+        raise IllegalTag(f"the tag {tag!r} is blank or has a `|`, which separates tags in a subscription")
+    for key in keys:
+        if key.isspace():
+            raise IllegalKey("a message key is blank: leave it out")
+
+
+def _blame_control_character(user: dict[str, str], tag: str) -> None:
+    for key, value in user.items():
+        if _has_control(key) or _has_control(value):
+            raise IllegalPropertyKey(f"the user property {key!r} has a control character in its key or value")
+    if _has_control(tag):
+        raise IllegalTag(f"the tag {tag!r} has a control character")
+    raise IllegalKey("a message key has a control character")
+
+
+def _check_message_group(group: str, config: ProxyConfig) -> None:
+    if group.isspace() or _has_control(group):
+        raise IllegalMessageGroup(f"the message group {group!r} is blank or has a control character")
+    limit = config.max_message_group_size
+    if len(group.encode()) >= limit > 0:
+        raise IllegalMessageGroup(
+            f"the message group has {len(group.encode())} bytes, it must be shorter than maxMessageGroupSize={limit}"
+        )
+
+
+def _message_type(
+    system: pb.SystemProperties, properties: dict[str, str], config: ProxyConfig, now_ms: int
+) -> MessageType:
+    """As its properties make it: what the client calls it counts only where the server would have to act on it."""
+    refusal = _UNSUPPORTED_TYPES.get(system.message_type)
+    if refusal is not None:
+        raise NotSupported(refusal)
+    if system.lite_topic:
+        raise NotSupported(_UNSUPPORTED_TYPES[pb.LITE])
+    if system.HasField("priority"):
+        raise NotSupported(_UNSUPPORTED_TYPES[pb.PRIORITY])
+    if not system.HasField("delivery_timestamp"):
+        return MessageType.NORMAL
+    due = system.delivery_timestamp
+    due_ms = due.seconds * 1000 + due.nanos // 1_000_000
+    if due_ms - now_ms > config.max_delay_time_mills > 0:
+        raise IllegalDeliveryTime(
+            f"the delivery time is {due_ms - now_ms} ms away, the limit is "
+            f"maxDelayTimeMills={config.max_delay_time_mills}"
+        )
+    if due_ms > now_ms:
+        raise NotSupported(
+            "delayed messages are not supported by this version of SaturnMQ: nothing was sent; a delivery time in "
+            "the past is delivered at once"
+        )
+    properties[props.TIMER_DELIVER_MS] = str(due_ms)
+    return MessageType.DELAY
+
+
+# ------------------------------------------------------------------------------------------------------- outwards
+
+
+def to_client(received: Received, topic: str) -> bytes:
+    """One message of a ReceiveMessage stream, serialized."""
+    stored = received.message
+    properties = received.properties
+    response = pb.ReceiveMessageResponse()
+    message = response.message
+    message.topic.name = topic
+    user = {key: value for key, value in properties.items() if key not in _NOT_FOR_USERS}
+    if user:
+        message.user_properties.update(user)
+    message.body = stored.body
+    system = message.system_properties
+    tag = properties.get(props.TAGS)
+    if tag:
+        system.tag = tag
+    keys = properties.get(props.KEYS)
+    if keys:
+        system.keys.extend(keys.split())
+    system.message_id = message_id(stored, properties)
+    digest = system.body_digest
+    digest.type = pb.MD5
+    digest.checksum = md5(stored.body, usedforsecurity=False).hexdigest().upper()
+    system.body_encoding = pb.GZIP if stored.sys_flag & COMPRESSED else pb.IDENTITY
+    system.message_type = _type_of(properties)
+    set_time(system.born_timestamp, stored.born_ms)
+    set_time(system.store_timestamp, stored.stored_ms)
+    system.born_host = properties.get(props.BORN_HOST) or _host(stored.born_host)
+    system.store_host = _host_and_port(stored.store_host)
+    system.receipt_handle = received.handle
+    system.queue_id = stored.queue_id
+    system.queue_offset = stored.queue_offset
+    system.delivery_attempt = received.reconsume_times + 1
+    _rare_properties(system, properties)
+    return response.SerializeToString()
+
+
+def set_time(timestamp: Timestamp, ms: int) -> None:
+    """`FromMilliseconds` without its checks, four times as fast."""
+    timestamp.seconds = ms // 1000
+    timestamp.nanos = ms % 1000 * 1_000_000
+
+
+def _rare_properties(system: pb.SystemProperties, properties: dict[str, str]) -> None:
+    group = properties.get(props.SHARDING_KEY)
+    if group is not None:
+        system.message_group = group
+    trace = properties.get(props.TRACE_CONTEXT)
+    if trace is not None:
+        system.trace_context = trace
+    due = properties.get(props.TIMER_DELIVER_MS)
+    if due is not None and due.isdecimal():
+        system.delivery_timestamp.FromMilliseconds(int(due))
+    dead_topic = properties.get(props.DLQ_ORIGIN_TOPIC)
+    dead_id = properties.get(props.DLQ_ORIGIN_MESSAGE_ID)
+    if dead_topic is not None and dead_id is not None:
+        system.dead_letter_queue.topic = dead_topic
+        system.dead_letter_queue.message_id = dead_id
+
+
+def _type_of(properties: dict[str, str]) -> pb.MessageType:
+    if properties.get(props.TRANSACTION_PREPARED) == "true":
+        return pb.TRANSACTION
+    if props.DELAY in properties or props.TIMER_DELIVER_MS in properties or props.TIMER_DELAY_SEC in properties:
+        return pb.DELAY
+    return pb.FIFO if props.SHARDING_KEY in properties else pb.NORMAL
+
+
+@lru_cache(maxsize=4096)
+def _host(packed: bytes) -> str:
+    return unpack(packed).host
+
+
+@lru_cache(maxsize=4096)
+def _host_and_port(packed: bytes) -> str:
+    return str(unpack(packed))

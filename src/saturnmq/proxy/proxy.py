@@ -1,0 +1,326 @@
+"""What the Proxy does, in kernel terms. Its faces translate to and from their protocols."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+
+import msgspec
+
+from saturnmq.kernel import properties as props
+from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.errors import GroupNotFound, InvalidReceiptHandle, MessageTypeMismatch
+from saturnmq.kernel.handle import ReceiptHandle, TopicKind
+from saturnmq.kernel.later import Reply, after, chain
+from saturnmq.kernel.message import Message, StoredMessage
+from saturnmq.kernel.ports import (
+    BrokerPort,
+    Delivery,
+    InvisibleChanged,
+    PopRequest,
+    PopResult,
+    PopStatus,
+    RoutePort,
+    SendBackRequest,
+    SendReceipt,
+    SendRequest,
+)
+from saturnmq.kernel.subscription import Subscription
+from saturnmq.kernel.topic import DLQ_PREFIX, RETRY_PREFIX, GroupConfig, MessageType, pop_retry_topic
+from saturnmq.proxy.receipts import Receipts, give_back, settle
+from saturnmq.proxy.routing import Routing, TopicView
+from saturnmq.proxy.sessions import Sessions
+from saturnmq.wire import record
+
+logger = logging.getLogger(__name__)
+
+
+class ReceiveRequest(msgspec.Struct, gc=False, kw_only=True):
+    """Take messages for one consumer."""
+
+    group: str
+    topic: str
+    #: empty: any broker
+    broker_name: str
+    max_messages: int
+    invisible_ms: int
+    wait_ms: int
+    subscription: Subscription
+    client_id: str
+    attempt_id: str | None = None
+    #: keep what was received invisible while the client lives
+    auto_renew: bool = False
+
+
+class Received(msgspec.Struct, gc=False):
+    """One message for the consumer, with the handle to settle it by."""
+
+    message: StoredMessage
+    properties: dict[str, str]
+    handle: str
+    broker: BrokerPort
+    delivery: Delivery
+    #: deliveries before this one
+    reconsume_times: int
+
+
+class ReceiveResult(msgspec.Struct):
+    """`status` FOUND without messages: there were some, and the filter or the dead letters took them all."""
+
+    status: PopStatus
+    messages: list[Received] = []
+
+
+class Proxy:
+    """Sends, receives and settles messages. Owner of routing, sessions and receipts.
+
+    In Local mode `brokers` has the broker of this process, and nothing between is encoded.
+    """
+
+    def __init__(self, brokers: Mapping[str, BrokerPort], routes: RoutePort, config: ProxyConfig, clock: Clock) -> None:
+        assert brokers, "a Proxy needs a broker"
+        self.config = config
+        self.clock = clock
+        self.brokers = brokers
+        self.routing = Routing(brokers, routes, clock)
+        self.sessions = Sessions(brokers.values(), clock, config.channel_expired_timeout)
+        self.receipts = Receipts(config, clock)
+        self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
+
+    def close(self) -> None:
+        """Stop: give back what push consumers hold, end the telemetry streams."""
+        self.receipts.close()
+        self.sessions.close()
+
+    # ------------------------------------------------------------------------------------------------- sending
+
+    def send(
+        self,
+        topic: str,
+        messages: list[Message],
+        properties: dict[str, str],
+        message_type: MessageType,
+        message_group: str,
+    ) -> Reply[SendReceipt]:
+        """Send one message, or several to one queue; `properties` are those of the first.
+
+        Sets the messages' queue. Raises TopicNotFound, MessageTypeMismatch, NoPermission.
+        """
+        return chain(
+            self.routing.view(topic),
+            lambda view: self._send(view, messages, properties, message_type, message_group),
+        )
+
+    def _send(
+        self,
+        view: TopicView,
+        messages: list[Message],
+        properties: dict[str, str],
+        message_type: MessageType,
+        message_group: str,
+    ) -> Reply[SendReceipt]:
+        self._check_type(view, message_type)
+        queue = view.choose_queue(message_group)
+        for message in messages:
+            message.queue_id = queue.queue_id
+        return self.brokers[queue.broker_name].send(
+            SendRequest(producer_group=view.topic, messages=messages, properties=properties, batch=len(messages) > 1)
+        )
+
+    def _check_type(self, view: TopicView, sent: MessageType) -> None:
+        taken = view.message_type
+        if taken is sent or taken is MessageType.MIXED or not self.config.enable_topic_message_type_check:
+            return
+        if view.topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
+            return
+        raise MessageTypeMismatch(
+            f"the topic {view.topic} takes {taken} messages, this one is {sent}: send it to a topic of its type, or "
+            f"change this one (`mqadmin updateTopic -t {view.topic} -a +message.type={sent}`, or MIXED for all types)"
+        )
+
+    # ----------------------------------------------------------------------------------------------- receiving
+
+    def receive(self, request: ReceiveRequest) -> Reply[ReceiveResult]:
+        """Take messages, or wait for one. Raises TopicNotFound, GroupNotFound, NoPermission.
+
+        What the filter does not take is acknowledged, what was tried too often goes to the dead letters; neither is
+        in the result. The result is for `give_back` when it cannot be delivered.
+        """
+        return chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
+
+    def _receive(self, view: TopicView, request: ReceiveRequest) -> Reply[ReceiveResult]:
+        broker = self.brokers[view.choose_broker(request.broker_name)]
+        return chain(broker.group_config(request.group), lambda group: self._pop(broker, group, request))
+
+    def _pop(self, broker: BrokerPort, found: GroupConfig | None, request: ReceiveRequest) -> Reply[ReceiveResult]:
+        group = existing(found, request.group)
+        reply = broker.pop(
+            PopRequest(
+                group=request.group,
+                topic=request.topic,
+                queue_id=-1,
+                max_messages=request.max_messages,
+                invisible_ms=request.invisible_ms,
+                wait_ms=request.wait_ms,
+                subscription=request.subscription,
+                fifo=group.consume_message_orderly,
+                attempt_id=request.attempt_id,
+                client_id=request.client_id,
+            )
+        )
+        return after(reply, partial(self._received, broker, group, request))
+
+    def _received(
+        self, broker: BrokerPort, group: GroupConfig, request: ReceiveRequest, result: PopResult
+    ) -> ReceiveResult:
+        messages = []
+        tags = request.subscription.tags
+        for popped in result.messages:
+            message = record.decode(popped.record)
+            properties = props.decode(message.properties)
+            handle = ReceiptHandle(
+                start_offset=popped.start_offset,
+                pop_ms=result.pop_ms,
+                invisible_ms=result.invisible_ms,
+                revive_queue_id=result.revive_queue_id,
+                topic_kind=popped.topic_kind,
+                broker_name=broker.name,
+                queue_id=popped.queue_id,
+                queue_offset=popped.queue_offset,
+                commit_log_offset=popped.commit_log_offset,
+            )
+            delivery = delivery_of(handle, request.group, request.topic)
+            if tags and properties.get(props.TAGS) not in tags:
+                # the broker filters by hash, and two tags may share one
+                settle(partial(broker.ack, delivery), _nothing, partial(_not_settled, delivery))
+            elif popped.reconsume_times > group.retry_max_times:
+                settle(
+                    partial(self._bury, broker, handle, delivery, message_id(message, properties)),
+                    _nothing,
+                    partial(_not_settled, delivery),
+                )
+            else:
+                messages.append(
+                    Received(message, properties, handle.encode(), broker, delivery, popped.reconsume_times)
+                )
+        if request.auto_renew:
+            if messages and self.sessions.get(request.client_id) is None:
+                self.give_back(messages)  # the client left while this waited
+                return ReceiveResult(PopStatus.NOT_FOUND)
+            for received in messages:
+                self.receipts.hold(
+                    received.handle, request.client_id, broker, received.delivery, received.reconsume_times
+                )
+        return ReceiveResult(result.status, messages)
+
+    def give_back(self, messages: list[Received]) -> None:
+        """These could not be delivered: let another consumer have them."""
+        for received in messages:
+            self.receipts.drop(received.handle)
+            give_back(received.broker, received.delivery, self.config.invisible_time_millis_when_clear)
+
+    # ------------------------------------------------------------------------------------------------ settling
+
+    def ack(self, group: str, topic: str, handle_text: str) -> Reply[None]:
+        """The message is consumed. Raises InvalidReceiptHandle, NoSuchMessage: it may come again."""
+        handle = ReceiptHandle.decode(handle_text)
+        return after(
+            self._broker_of(handle).ack(delivery_of(handle, group, topic)),
+            lambda _: self.receipts.drop(handle_text),
+        )
+
+    def change_invisible(self, group: str, topic: str, handle_text: str, invisible_ms: int) -> Reply[str]:
+        """Show the message again after `invisible_ms`. Answers the handle that is good from now on."""
+        handle = ReceiptHandle.decode(handle_text)
+
+        def changed(now: InvisibleChanged) -> str:
+            self.receipts.drop(handle_text)
+            return msgspec.structs.replace(
+                handle, pop_ms=now.pop_ms, invisible_ms=now.invisible_ms, revive_queue_id=now.revive_queue_id
+            ).encode()
+
+        broker = self._broker_of(handle)
+        return after(broker.change_invisible(delivery_of(handle, group, topic), invisible_ms), changed)
+
+    def forward_to_dead_letters(self, group: str, topic: str, handle_text: str, message_id: str) -> Reply[None]:
+        """Bury the message: no consumer of the group gets it again."""
+        handle = ReceiptHandle.decode(handle_text)
+        broker = self._broker_of(handle)
+        return after(
+            self._bury(broker, handle, delivery_of(handle, group, topic), message_id),
+            lambda _: self.receipts.drop(handle_text),
+        )
+
+    def _bury(self, broker: BrokerPort, handle: ReceiptHandle, delivery: Delivery, message_id: str) -> Reply[None]:
+        if handle.commit_log_offset < 0:
+            raise InvalidReceiptHandle(
+                "the receipt handle does not say where the message is (no ninth field): use it as it was received"
+            )
+        request = SendBackRequest(
+            group=delivery.group,
+            commit_log_offset=handle.commit_log_offset,
+            delay_level=-1,
+            max_reconsume_times=0,
+            origin_message_id=message_id,
+            origin_topic=real_topic(delivery),
+        )
+        return chain(broker.send_back(request), lambda _: broker.ack(delivery))
+
+    def _broker_of(self, handle: ReceiptHandle) -> BrokerPort:
+        broker = self.brokers.get(handle.broker_name)
+        if broker is None:
+            raise InvalidReceiptHandle(
+                f"the receipt handle is of the broker {handle.broker_name[:80]!r}, this Proxy serves "
+                + ", ".join(self.brokers)
+            )
+        return broker
+
+
+def existing(group: GroupConfig | None, name: str) -> GroupConfig:
+    """Raises GroupNotFound."""
+    if group is None:
+        raise GroupNotFound(
+            f"the consumer group {name} does not exist: create it (`mqadmin updateSubGroup -n NAMESRV -c CLUSTER -g "
+            f"{name}`), or start the broker with autoCreateSubscriptionGroup=true"
+        )
+    return group
+
+
+def delivery_of(handle: ReceiptHandle, group: str, topic: str) -> Delivery:
+    """The broker's part of a handle."""
+    return Delivery(
+        group=group,
+        topic=topic,
+        topic_kind=handle.topic_kind,
+        queue_id=handle.queue_id,
+        queue_offset=handle.queue_offset,
+        start_offset=handle.start_offset,
+        pop_ms=handle.pop_ms,
+        invisible_ms=handle.invisible_ms,
+        revive_queue_id=handle.revive_queue_id,
+    )
+
+
+def real_topic(delivery: Delivery) -> str:
+    """The topic whose queue the message was popped from."""
+    if delivery.topic_kind is TopicKind.NORMAL:
+        return delivery.topic
+    return pop_retry_topic(delivery.group, delivery.topic, v2=delivery.topic_kind is TopicKind.RETRY_V2)
+
+
+def message_id(message: StoredMessage, properties: Mapping[str, str]) -> str:
+    """The sender's id, else the one that says where the message is stored."""
+    return properties.get(props.UNIQUE_KEY) or record.offset_message_id(message.store_host, message.commit_log_offset)
+
+
+def _nothing(_: object) -> None:
+    """A settled message needs no more."""
+
+
+def _not_settled(delivery: Delivery, error: BaseException) -> None:
+    logger.warning(
+        "message %s/%s/%s of %s is not settled, it will come again: %s",
+        *(delivery.topic, delivery.queue_id, delivery.queue_offset, delivery.group, error),
+    )

@@ -1,0 +1,167 @@
+"""Keeps messages invisible while the push consumers that hold them are alive (auto-renew).
+
+A push consumer names no invisible time and acknowledges with the handle that it was given, hours later if need be. So
+the Proxy renews the lease at the broker, which keeps the first handle good (`BrokerPort.renew`): nothing that a client
+needs is in this table, and an acknowledgement through another Proxy works as well.
+Source of the periods: proxy/service/receipt/DefaultReceiptHandleManager.java.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError
+from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.ports import BrokerPort, Delivery
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig
+
+logger = logging.getLogger(__name__)
+
+
+class Lease(msgspec.Struct, kw_only=True):
+    """One message in a push consumer's hands."""
+
+    client_id: str
+    broker: BrokerPort
+    delivery: Delivery
+    #: when the broker would show it again, as far as this Proxy knows
+    ends_ms: int
+    received_ms: int
+    reconsume_times: int
+
+
+class Receipts:
+    """Owner of the leases, by receipt handle. Looks at them only while there are any."""
+
+    def __init__(self, config: ProxyConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._scan: Timer | None = None
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def hold(self, handle: str, client_id: str, broker: BrokerPort, delivery: Delivery, reconsume_times: int) -> None:
+        """Renew this from now on."""
+        now_ms = self._clock.now_ms()
+        self._leases[handle] = Lease(
+            client_id=client_id,
+            broker=broker,
+            delivery=delivery,
+            ends_ms=now_ms + delivery.invisible_ms,
+            received_ms=now_ms,
+            reconsume_times=reconsume_times,
+        )
+        if self._scan is None:
+            self._scan = self._clock.call_at(now_ms + self._config.renew_schedule_period_millis, self._renew_due)
+
+    def drop(self, handle: str) -> None:
+        """The client has settled it."""
+        self._leases.pop(handle, None)
+
+    def client_gone(self, client_id: str) -> None:
+        """Give back what the client held: others of its group get it soon."""
+        self._give_back([handle for handle, lease in self._leases.items() if lease.client_id == client_id])
+
+    def close(self) -> None:
+        """The Proxy stops. Give everything back."""
+        self._give_back(list(self._leases))
+        if self._scan is not None:
+            self._scan.cancel()
+            self._scan = None
+
+    def _give_back(self, handles: list[str]) -> None:
+        for handle in handles:
+            lease = self._leases.pop(handle)
+            give_back(lease.broker, lease.delivery, self._config.invisible_time_millis_when_clear)
+
+    def _renew_due(self) -> None:
+        now_ms = self._clock.now_ms()
+        due_ms = now_ms + self._config.renew_ahead_time_millis
+        for handle, lease in [(handle, lease) for handle, lease in self._leases.items() if lease.ends_ms <= due_ms]:
+            if now_ms - lease.received_ms >= self._config.renew_max_time_millis:
+                del self._leases[handle]
+                self._give_up(lease)
+            else:
+                self._renew(handle, lease, now_ms)
+        self._scan = None
+        if self._leases:
+            self._scan = self._clock.call_at(now_ms + self._config.renew_schedule_period_millis, self._renew_due)
+
+    def _renew(self, handle: str, lease: Lease, now_ms: int) -> None:
+        invisible_ms = self._config.default_invisible_time_mills
+
+        def renewed(_: None) -> None:
+            lease.ends_ms = now_ms + invisible_ms
+
+        def failed(error: BaseException) -> None:
+            if isinstance(error, InvalidReceiptHandle | NoSuchMessage) or lease.ends_ms <= self._clock.now_ms():
+                logger.info("lease %s of %s ends: %s", handle, lease.client_id, error)
+                self.drop(handle)
+            else:
+                logger.warning("cannot renew lease %s, will try again: %s", handle, error)
+
+        settle(lambda: lease.broker.renew(lease.delivery, invisible_ms), renewed, failed)
+
+    def _give_up(self, lease: Lease) -> None:
+        """Held for too long: it comes back as if consuming it had failed."""
+        broker, delivery = lease.broker, lease.delivery
+        logger.warning(
+            "%s holds message %s/%s/%s for over %d ms without acknowledging it: it goes back",
+            *(lease.client_id, delivery.topic, delivery.queue_id, delivery.queue_offset),
+            self._config.renew_max_time_millis,
+        )
+
+        def back(group: GroupConfig | None) -> None:
+            give_back(broker, delivery, retry_delay_ms(group or GroupConfig(group_name=""), lease.reconsume_times))
+
+        settle(lambda: broker.group_config(delivery.group), back, partial(_not_given_back, delivery))
+
+
+def retry_delay_ms(group: GroupConfig, reconsume_times: int) -> int:
+    """How long a message that failed once more waits for its next delivery (CustomizedRetryPolicy.java: the first two
+    of a list of waits are not used)."""
+    retry = group.group_retry_policy
+    if retry.type == "EXPONENTIAL":
+        exponential = retry.exponential_retry_policy or ExponentialRetry()
+        factor: int = exponential.multiplier ** min(max(reconsume_times, 0), 32)
+        return min(exponential.initial * factor, exponential.max)
+    waits = (retry.customized_retry_policy or CustomizedRetry()).next
+    return waits[min(max(reconsume_times, 0) + 2, len(waits) - 1)]
+
+
+def give_back(broker: BrokerPort, delivery: Delivery, visible_in_ms: int) -> None:
+    """Let others of the group have the message. What goes wrong is logged: it comes back when its lease ends."""
+    settle(
+        lambda: broker.change_invisible(delivery, visible_in_ms),
+        lambda _: None,
+        partial(_not_given_back, delivery),
+    )
+
+
+def settle(act: Callable[[], Reply[Any]], done: Callable[[Any], None], failed: Callable[[BaseException], None]) -> None:
+    """Do what no request waits for; `failed` hears the errors that may happen, now or later."""
+    try:
+        reply = act()
+    except SaturnError as error:
+        failed(error)
+        return
+    if isinstance(reply, Later):
+        reply.then(done, failed)
+    else:
+        done(reply)
+
+
+def _not_given_back(delivery: Delivery, error: BaseException) -> None:
+    logger.warning(
+        "message %s/%s/%s of %s is not given back: %s",
+        *(delivery.topic, delivery.queue_id, delivery.queue_offset, delivery.group, error),
+    )

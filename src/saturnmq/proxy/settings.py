@@ -1,0 +1,87 @@
+"""What a client is told of itself: its own settings, completed with the server's.
+
+Clients fail on settings that lack a part (Java and Go without a back-off strategy, Python without `metric`), so every
+part that a client of its kind reads is set. Source: proxy/grpc/v2/common/GrpcClientSettingsManager.java.
+"""
+
+from __future__ import annotations
+
+import re
+
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.errors import InvalidParameter
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig
+from saturnmq.wire.proto import rocketmq_pb2 as pb
+
+#: limits of Settings.client_properties, as the interface states them
+MAX_CLIENT_PROPERTIES = 32
+MAX_CLIENT_PROPERTY_VALUE = 256
+MAX_CLIENT_PROPERTIES_BYTES = 4096
+CLIENT_PROPERTY_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}\Z")
+
+
+def check_client_properties(sent: pb.Settings) -> None:
+    """Raises InvalidParameter with the limit that is broken."""
+    properties = sent.client_properties
+    if len(properties) > MAX_CLIENT_PROPERTIES:
+        raise InvalidParameter(f"{len(properties)} client properties, the limit is {MAX_CLIENT_PROPERTIES}")
+    size = 0
+    for key, value in properties.items():
+        if not CLIENT_PROPERTY_KEY.match(key):
+            raise InvalidParameter(
+                f"the client property {key[:80]!r} must be a letter, then at most 63 letters, digits or any of _ . -"
+            )
+        if len(value) > MAX_CLIENT_PROPERTY_VALUE:
+            raise InvalidParameter(
+                f"the client property {key} has {len(value)} characters, the limit is {MAX_CLIENT_PROPERTY_VALUE}"
+            )
+        size += len(key) + len(value.encode())
+    if size > MAX_CLIENT_PROPERTIES_BYTES:
+        raise InvalidParameter(f"{size} bytes of client properties, the limit is {MAX_CLIENT_PROPERTIES_BYTES}")
+
+
+def complete_producer(sent: pb.Settings, config: ProxyConfig) -> pb.Settings:
+    """Settings of a producer: when to retry, how large a body may be, whether to check types."""
+    settings = _echo(sent)
+    policy = settings.backoff_policy
+    policy.max_attempts = config.grpc_client_producer_max_attempts
+    backoff = policy.exponential_backoff
+    backoff.initial.FromMilliseconds(config.grpc_client_producer_backoff_initial_millis)
+    backoff.max.FromMilliseconds(config.grpc_client_producer_backoff_max_millis)
+    backoff.multiplier = config.grpc_client_producer_backoff_multiplier
+    publishing = settings.publishing
+    publishing.max_body_size = config.max_message_size
+    publishing.validate_message_type = config.enable_topic_message_type_check
+    return settings
+
+
+def complete_consumer(sent: pb.Settings, config: ProxyConfig, group: GroupConfig) -> pb.Settings:
+    """Settings of a consumer: those of its group, how to receive, and when failed messages come back."""
+    settings = _echo(sent)
+    subscription = settings.subscription
+    subscription.fifo = group.consume_message_orderly
+    subscription.receive_batch_size = config.grpc_client_consumer_long_polling_batch_size
+    subscription.long_polling_timeout.FromMilliseconds(config.grpc_client_consumer_max_long_polling_timeout_millis)
+    policy = settings.backoff_policy
+    policy.max_attempts = group.retry_max_times + 1
+    retry = group.group_retry_policy
+    if retry.type == "EXPONENTIAL":
+        exponential = retry.exponential_retry_policy or ExponentialRetry()
+        backoff = policy.exponential_backoff
+        backoff.initial.FromMilliseconds(exponential.initial)
+        backoff.max.FromMilliseconds(exponential.max)
+        backoff.multiplier = exponential.multiplier
+    else:
+        customized = retry.customized_retry_policy or CustomizedRetry()
+        policy.customized_backoff.ClearField("next")
+        for wait_ms in customized.next:
+            policy.customized_backoff.next.add().FromMilliseconds(wait_ms)
+    return settings
+
+
+def _echo(sent: pb.Settings) -> pb.Settings:
+    settings = pb.Settings()
+    settings.CopyFrom(sent)
+    # always there: a client may refuse settings without it. No collector in this version.
+    settings.metric.CopyFrom(pb.Metric(on=False))
+    return settings
