@@ -1,0 +1,677 @@
+"""One connection of a gRPC client: its calls, and the turns in which they are handled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, cast
+
+import msgspec
+
+from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.config import Limits
+from saturnmq.kernel.errors import ProtocolError
+from saturnmq.kernel.host import Address
+from saturnmq.kernel.later import Later
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.wire import grpc
+from saturnmq.wire.grpc import GrpcError, GrpcStatus, MessageReader
+from saturnmq.wire.http2.connection import (
+    DataReceived,
+    Rejected,
+    RequestReceived,
+    ServerConnection,
+    StreamReset,
+    StreamWritable,
+)
+from saturnmq.wire.http2.frames import ErrorCode, Http2Error
+from saturnmq.wire.http2.streams import State, Stream
+
+log = logging.getLogger("saturnmq.net.grpc")
+
+#: a unary request is its headers and its body
+EVENTS_PER_REQUEST = 2
+#: A peer that asks and does not read: so many times connection_write_buffer_bytes unread, and it is cut off.
+MOST_WRITE_BUFFERS = 16
+NEVER_MS = 1 << 62
+NO_ADDRESS = ("", 0)
+UNKNOWN_METHOD = "unknown"
+
+
+class Kind(IntEnum):
+    """What a handler is given, and what is expected of it.
+
+    UNARY: `handler(call, request) -> Reply[bytes]`. SERVER_STREAM: `handler(call, request) -> None`, which uses
+    `call.send` and `call.finish`, now or later. BIDI: `handler(call) -> None`, called when the headers are there; it
+    sets `call.on_message` and `call.on_half_close`.
+    """
+
+    UNARY = 0
+    SERVER_STREAM = 1
+    BIDI = 2
+
+
+class Method(msgspec.Struct, frozen=True):
+    """A method of a service. The handler may raise GrpcError; anything else that escapes is a bug: INTERNAL."""
+
+    kind: Kind
+    handler: Callable[..., Any]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A method and how it is counted when all went well."""
+
+    kind: Kind
+    handler: Callable[..., Any]
+    name: str
+    ok: tuple[str, str]
+
+
+class Traffic:
+    """What the connections of a gRPC port count."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.connections = metrics.counter("saturnmq_grpc_connections", "Open gRPC connections", kind="gauge")
+        self.connections_opened = metrics.counter("saturnmq_grpc_connections_opened_total", "gRPC connections so far")
+        self.requests = metrics.counter(
+            "saturnmq_grpc_requests_total", "gRPC calls by method and how they ended", ("method", "status")
+        )
+        self.protocol_errors = metrics.counter(
+            "saturnmq_grpc_protocol_errors_total", "Streams and connections that broke HTTP/2, by its code", ("kind",)
+        )
+        self.limits = metrics.counter("saturnmq_grpc_limits_hit_total", "Limits that a gRPC peer hit", ("limit",))
+
+
+class Call:
+    """One call, from the server's side. Owner: its connection; a handler keeps it as long as `open` is true.
+
+    After the end `send` and `finish` do nothing, so a handler need not ask.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_headers_sent",
+        "_later",
+        "_reader",
+        "_request",
+        "_route",
+        "_stream",
+        "deadline_ms",
+        "headers",
+        "on_cancel",
+        "on_half_close",
+        "on_message",
+        "on_writable",
+        "open",
+    )
+
+    def __init__(self, connection: GrpcConnection, stream: Stream, route: Route, deadline_ms: int | None) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._route = route
+        #: names in lower case, pseudo-headers included; of a repeated header the last
+        self.headers: Mapping[bytes, bytes] = stream.headers
+        #: by our clock; None: the client waits as long as it takes
+        self.deadline_ms = deadline_ms
+        #: false once the call has ended, whoever ended it
+        self.open = True
+        #: told when the client, the deadline or the connection ended the call
+        self.on_cancel: Callable[[], None] | None = None
+        #: BIDI: told of each message and of the end of them
+        self.on_message: Callable[[bytes], None] | None = None
+        self.on_half_close: Callable[[], None] | None = None
+        #: told when `writable` is true again
+        self.on_writable: Callable[[], None] | None = None
+        self._headers_sent = False
+        self._later: Later[bytes] | None = None
+        self._reader: MessageReader | None = None
+        self._request: bytes | None = None
+
+    @property
+    def path(self) -> str:
+        """`/package.Service/Method`"""
+        return self._stream.headers[b":path"].decode()
+
+    @property
+    def authority(self) -> str:
+        """What the client dialled, as it says; may be empty."""
+        headers = self.headers
+        return headers.get(b":authority", headers.get(b"host", b"")).decode(errors="replace")
+
+    @property
+    def peer(self) -> Address:
+        return self._connection.peer
+
+    @property
+    def local(self) -> Address:
+        return self._connection.local
+
+    @property
+    def writable(self) -> bool:
+        """False while what was sent waits for the client to read. Whoever has much to send waits for `on_writable`."""
+        return self.open and self._connection.can_write(self._stream)
+
+    def send(self, message: bytes) -> None:
+        """A message to the client, in order."""
+        if self.open:
+            self._connection.send(self, message)
+
+    def finish(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
+        """End the call, after what was sent."""
+        if self.open:
+            self._connection.finish(self, status, message)
+
+    def _deliver(self, message: bytes) -> None:
+        """The Later of a unary call has its value."""
+        self._later = None
+        self._connection.reply(self, message)
+
+    def _fail(self, error: BaseException) -> None:
+        self._later = None
+        self._connection.fail(self, error)
+
+
+class GrpcConnection(asyncio.Protocol):
+    """Owner of the calls of one client and of what is not written yet.
+
+    All requests of one read are handled in one turn of the loop, and their replies leave in one write; a reply that
+    comes later leaves with the others of its turn. Bounded by: requests and reply bytes per turn (the rest waits
+    unparsed for the next turn), unsent bytes (nothing is parsed until the peer reads), bytes that the peer leaves
+    unread (it is cut off), bytes of incomplete messages.
+    """
+
+    peer: Address
+    local: Address
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        routes: Mapping[bytes, Route],
+        clock: Clock,
+        limits: Limits,
+        traffic: Traffic,
+        opened: Callable[[GrpcConnection], None],
+        gone: Callable[[GrpcConnection], None],
+    ) -> None:
+        self._routes = routes
+        self._clock = clock
+        self._limits = limits
+        self._traffic = traffic
+        self._opened = opened
+        self._gone = gone
+        self._http2 = ServerConnection(limits)
+        #: also true during a turn, which ends with a flush
+        self._flush_planned = False
+        self._turn_planned = False
+        self._write_paused = False
+        #: a handler found the output full and waits for on_writable
+        self._output_was_full = False
+        self._closing = False
+        self._close_by_ms = NEVER_MS
+        self._now_ms = 0
+        #: bytes of incomplete messages, all calls together
+        self._incomplete_bytes = 0
+        #: the earliest deadline among the calls of this turn, and the timer for those that are not answered in it
+        self._earliest_ms = NEVER_MS
+        self._deadline_timer: Timer | None = None
+        self._deadline_timer_ms = NEVER_MS
+        #: see `sweep`
+        self._active_ms = clock.now_ms()
+        self._progress = (0, 0, 0)
+
+    # -- what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has another class
+        self._transport.set_write_buffer_limits(high=self._limits.connection_write_buffer_bytes)
+        self.peer = _address(transport.get_extra_info("peername"))
+        self.local = _address(transport.get_extra_info("sockname"))
+        self._traffic.connections.add()
+        self._traffic.connections_opened.add()
+        self._opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._turn(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closing = True
+        self._traffic.connections.add((), -1)
+        if error is not None:
+            log.debug("lost the connection of %s: %s", self.peer, error)
+        self._cancel_all()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        self._gone(self)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._closing:
+            return
+        if self._http2.more:
+            self._plan_turn()
+        else:
+            self._transport.resume_reading()
+        self._tell_all_writable()
+
+    # -- a turn
+
+    def _turn(self, data: bytes = b"") -> None:
+        if self._closing:
+            return
+        http2 = self._http2
+        limits = self._limits
+        self._now_ms = now_ms = self._clock.now_ms()
+        self._earliest_ms = NEVER_MS
+        self._flush_planned = True
+        budget = limits.http2_requests_per_turn * EVENTS_PER_REQUEST
+        try:
+            while True:
+                events = http2.receive_data(data, now_ms)
+                for event in events:
+                    EVENT_HANDLERS[type(event)](self, event)
+                budget -= len(events)
+                if not http2.more or self._closing:
+                    break
+                data = b""
+                if budget <= 0 or http2.output_bytes >= limits.connection_write_buffer_bytes:
+                    self._transport.pause_reading()
+                    self._plan_turn()
+                    break
+        except ProtocolError as error:
+            self._close_for(error)
+            return
+        if self._earliest_ms < self._deadline_timer_ms and http2.streams:
+            self._set_deadline_timer(self._earliest_ms)
+        self._flush()
+
+    def _plan_turn(self) -> None:
+        """Others first: go on with what is parsed no further."""
+        if not self._turn_planned:
+            self._turn_planned = True
+            self._clock.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn_planned = False
+        if self._closing or self._write_paused:
+            return
+        self._turn()
+        if not (self._http2.more or self._closing or self._write_paused):
+            self._transport.resume_reading()
+
+    def _plan_flush(self) -> None:
+        self._flush_planned = True
+        self._clock.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what this turn has to say, in one piece."""
+        self._flush_planned = False
+        if self._closing:
+            return
+        http2 = self._http2
+        if http2.output:
+            self._transport.write(http2.data_to_send())
+        if self._output_was_full and not self._write_paused:
+            self._output_was_full = False
+            self._clock.call_soon(self._tell_all_writable)
+        if http2.drained and not http2.streams:
+            self._close()
+
+    def _on_request(self, event: RequestReceived) -> None:
+        stream = event.stream
+        headers = stream.headers
+        if stream.state == State.CLOSED:
+            return  # reset in the same read
+        route = self._routes.get(headers[b":path"])
+        content_type = headers.get(b"content-type", b"")
+        if route is None or headers[b":method"] != b"POST" or not grpc.is_grpc(content_type):
+            self._refuse(stream, content_type)
+            return
+        deadline_ms = None
+        timeout = headers.get(b"grpc-timeout")
+        if timeout is not None:
+            try:
+                deadline_ms = self._now_ms + grpc.timeout_ms(timeout)
+            except GrpcError as error:
+                self._http2.end(stream, grpc.error_block(error.status, error.message))
+                return
+            if deadline_ms < self._earliest_ms:
+                self._earliest_ms = deadline_ms
+        call = stream.owner = Call(self, stream, route, deadline_ms)
+        if route.kind == Kind.BIDI:
+            self._guard(call, route.handler, call)
+        if event.ended:
+            self._half_closed(call)
+
+    def _on_data(self, event: DataReceived) -> None:
+        call: Call | None = event.stream.owner
+        if call is None:
+            return  # answered already, or never taken
+        data = event.data
+        if call._reader is None and call._request is None:
+            message = grpc.whole_message(data)
+            if message is not None:
+                if call._route.kind == Kind.BIDI:
+                    self._on_message(call, message)
+                else:
+                    call._request = message
+                if event.ended:
+                    self._half_closed(call)
+                return
+        self._collect(call, data)
+        if event.ended and call.open:
+            self._half_closed(call)
+
+    def _collect(self, call: Call, data: bytes) -> None:
+        """A body that is not one message in one frame."""
+        try:
+            reader = call._reader
+            if reader is None:
+                gzip = grpc.check_encoding(call.headers.get(b"grpc-encoding", b"identity"))
+                reader = call._reader = MessageReader(self._limits.grpc_message_bytes, gzip)
+            before = reader.buffered_bytes
+            messages = reader.feed(data)
+            self._incomplete_bytes += reader.buffered_bytes - before
+            if self._incomplete_bytes > self._limits.grpc_message_bytes:
+                raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too many bytes of incomplete messages on a connection")
+        except GrpcError as error:
+            if error.status == GrpcStatus.RESOURCE_EXHAUSTED:
+                self._traffic.limits.add(("grpc_message_bytes",))
+            self._cancel(call)
+            self._end(call, error.status, error.message)
+            return
+        for message in messages:
+            if call._route.kind == Kind.BIDI:
+                self._on_message(call, message)
+            elif call._request is None:
+                call._request = message
+            else:
+                call.finish(GrpcStatus.UNIMPLEMENTED, f"{call.path} takes one message")
+
+    def _on_message(self, call: Call, message: bytes) -> None:
+        if call.on_message is not None:
+            self._guard(call, call.on_message, message)
+
+    def _half_closed(self, call: Call) -> None:
+        """The client has said all: a unary call begins."""
+        if call._reader is not None and call._reader.buffered_bytes:
+            self.fail(call, GrpcError(GrpcStatus.INTERNAL, "the request ends inside a message"))
+            return
+        route = call._route
+        if route.kind == Kind.BIDI:
+            if call.on_half_close is not None:
+                self._guard(call, call.on_half_close)
+            return
+        request = call._request
+        if request is None:
+            self.fail(call, GrpcError(GrpcStatus.UNIMPLEMENTED, f"{call.path} takes one message, none came"))
+            return
+        call._request = None
+        try:
+            reply = route.handler(call, request)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request
+            self.fail(call, error)
+            return
+        if isinstance(reply, Later):
+            call._later = reply
+            reply.then(call._deliver, call._fail)
+        elif route.kind == Kind.UNARY:
+            self.reply(call, reply)
+
+    def _on_reset(self, event: StreamReset) -> None:
+        if event.fault:
+            self._traffic.protocol_errors.add((ErrorCode(event.code).name,))
+        call: Call | None = event.stream.owner
+        if call is not None:
+            self._count(call, GrpcStatus.CANCELLED)
+            self._cancel(call)
+
+    def _on_writable(self, event: StreamWritable) -> None:
+        call: Call | None = event.stream.owner
+        if call is not None and call.on_writable is not None and call.writable:
+            self._guard(call, call.on_writable)
+
+    def _on_rejected(self, event: Rejected) -> None:
+        if event.limit:
+            self._traffic.limits.add((event.limit,))
+        else:
+            self._traffic.protocol_errors.add((event.code.name,))
+
+    def _refuse(self, stream: Stream, content_type: bytes) -> None:
+        """Not a call of ours."""
+        if not grpc.is_grpc(content_type) or stream.headers[b":method"] != b"POST":
+            self._http2.end(stream, grpc.NOT_GRPC_BLOCK)
+            self._traffic.requests.add((UNKNOWN_METHOD, "415"))
+            return
+        path = stream.headers[b":path"].decode(errors="replace").removeprefix("/")
+        message = f"{path} is not implemented by SaturnMQ"
+        self._http2.end(stream, grpc.error_block(GrpcStatus.UNIMPLEMENTED, message))
+        self._traffic.requests.add((UNKNOWN_METHOD, GrpcStatus.UNIMPLEMENTED.name))
+
+    # -- what calls ask for
+
+    def can_write(self, stream: Stream) -> bool:
+        if self._http2.output_bytes >= self._limits.connection_write_buffer_bytes:
+            self._output_was_full = True
+            return False
+        return not self._write_paused and not stream.queued_bytes
+
+    def reply(self, call: Call, message: bytes) -> None:
+        """The answer to a unary call."""
+        if not call.open or self._is_overrun():
+            return
+        call.open = False
+        stream = call._stream
+        stream.owner = None
+        self._http2.respond(
+            stream, grpc.HEADERS_BLOCK, grpc.PREFIX.pack(0, len(message)), message, grpc.OK_TRAILERS_BLOCK
+        )
+        self._traffic.requests.values[call._route.ok] += 1
+        if call._reader is not None:
+            self._incomplete_bytes -= call._reader.buffered_bytes
+        if not self._flush_planned:
+            self._plan_flush()
+
+    def send(self, call: Call, message: bytes) -> None:
+        if self._is_overrun():
+            return
+        if not call._headers_sent:
+            call._headers_sent = True
+            self._http2.send_headers(call._stream, grpc.HEADERS_BLOCK)
+        self._http2.send_data(call._stream, grpc.PREFIX.pack(0, len(message)), message)
+        if not self._flush_planned:
+            self._plan_flush()
+
+    def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
+        call.open = False
+        self._end(call, status, message)
+
+    def fail(self, call: Call, error: BaseException) -> None:
+        """End a call with what its handler raised."""
+        if isinstance(error, GrpcError):
+            call.finish(error.status, error.message)
+            return
+        log.error("%s of %s failed: a bug", call.path, self.peer, exc_info=error)
+        call.finish(GrpcStatus.INTERNAL, "internal error: the server's log has the details")
+
+    def _guard(self, call: Call, step: Callable[..., None], *arguments: Any) -> None:
+        """The boundary of everything that a handler left for us to call."""
+        try:
+            step(*arguments)
+        except Exception as error:  # noqa: BLE001 - see above
+            self.fail(call, error)
+
+    def _end(self, call: Call, status: GrpcStatus, message: str) -> None:
+        """Say how the call ended, after what was sent."""
+        if call._headers_sent:
+            block = grpc.trailers_block(status, message)
+        elif status == GrpcStatus.OK:
+            self._http2.send_headers(call._stream, grpc.HEADERS_BLOCK)
+            block = grpc.trailers_block(status, message)
+        else:
+            block = grpc.error_block(status, message)
+        self._http2.end(call._stream, block)
+        self._count(call, status)
+        self._release(call)
+        if not self._flush_planned:
+            self._plan_flush()
+
+    def _count(self, call: Call, status: GrpcStatus) -> None:
+        self._traffic.requests.add((call._route.name, status.name))
+
+    def _release(self, call: Call) -> None:
+        """Let go of everything that points back here: nothing is left to the garbage collector."""
+        call._stream.owner = None
+        call.on_cancel = call.on_message = call.on_half_close = call.on_writable = None
+        if call._reader is not None:
+            self._incomplete_bytes -= call._reader.buffered_bytes
+            call._reader = None
+
+    def _cancel(self, call: Call) -> None:
+        """Nobody waits for the answer any more."""
+        if not call.open:
+            return
+        call.open = False
+        later, call._later = call._later, None
+        on_cancel = call.on_cancel
+        self._release(call)
+        if later is not None:
+            self._guard(call, later.cancel)
+        if on_cancel is not None:
+            self._guard(call, on_cancel)
+
+    def _cancel_all(self) -> None:
+        for call in self._calls():
+            self._count(call, GrpcStatus.CANCELLED)
+            self._cancel(call)
+
+    def _calls(self) -> list[Call]:
+        return [stream.owner for stream in self._http2.streams.values() if stream.owner is not None]
+
+    def _tell_all_writable(self) -> None:
+        for call in self._calls():
+            if call.on_writable is not None and call.writable:
+                self._guard(call, call.on_writable)
+
+    # -- deadlines: one timer for all calls, and none for those that are answered in their turn
+
+    def _set_deadline_timer(self, when_ms: int) -> None:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        self._deadline_timer_ms = when_ms
+        self._deadline_timer = self._clock.call_at(when_ms, self._end_overdue)
+
+    def _end_overdue(self) -> None:
+        self._deadline_timer = None
+        self._deadline_timer_ms = NEVER_MS
+        now_ms = self._clock.now_ms()
+        next_ms = NEVER_MS
+        for call in self._calls():
+            if call.deadline_ms is None:
+                continue
+            if call.deadline_ms > now_ms:
+                next_ms = min(next_ms, call.deadline_ms)
+                continue
+            self._cancel(call)
+            self._end(call, GrpcStatus.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+        if next_ms < NEVER_MS:
+            self._set_deadline_timer(next_ms)
+
+    # -- the end of a connection
+
+    def sweep(self, now_ms: int) -> None:
+        """Look at the connection from time to time: does it say what it is, does it move?"""
+        limits = self._limits
+        http2 = self._http2
+        stuck = bool(self._write_paused or http2.queued_bytes)
+        progress = (*http2.progress, self._transport.get_write_buffer_size())
+        if now_ms >= self._close_by_ms:
+            self._transport.abort()
+        elif self._closing:
+            return
+        elif not http2.ready:
+            if now_ms - self._active_ms >= limits.handshake_ms:
+                self._close_for(_limit("handshake_ms", f"no HTTP/2 within {limits.handshake_ms} ms"))
+        elif progress != self._progress or (http2.streams and not stuck):
+            self._progress = progress
+            self._active_ms = now_ms
+        elif now_ms - self._active_ms >= limits.idle_connection_ms:
+            if stuck:
+                self._close_for(_limit("idle_connection_ms", "the client leaves its answers unread"))
+            else:
+                self.drain(now_ms + limits.handshake_ms)
+
+    def drain(self, close_by_ms: int) -> None:
+        """Take no new calls, finish what runs, close: by `close_by_ms` at the latest, when somebody sweeps then."""
+        self._close_by_ms = min(self._close_by_ms, close_by_ms)
+        if not self._http2.ready:
+            self._close()
+            return
+        self._http2.drain()
+        self._flush()
+
+    def cut(self) -> None:
+        """End what still runs, and close."""
+        for call in self._calls():
+            self._cancel(call)
+            self._end(call, GrpcStatus.UNAVAILABLE, "the server stops")
+        self._flush()
+        self._close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _is_overrun(self) -> bool:
+        """Whether the client leaves too much unread; if so it is cut off."""
+        http2 = self._http2
+        if not self._write_paused and not http2.queued_bytes:
+            return False
+        unread = http2.queued_bytes + http2.output_bytes + self._transport.get_write_buffer_size()
+        if unread <= self._limits.connection_write_buffer_bytes * MOST_WRITE_BUFFERS:
+            return False
+        self._close_for(_limit("connection_write_buffer_bytes", f"the client leaves {unread} bytes unread"))
+        return True
+
+    def _close_for(self, error: ProtocolError) -> None:
+        """Close because of what the client did or did not do; the one place that says so in the log."""
+        if self._closing:
+            return
+        log.warning("closed the connection of %s: %s", self.peer, error)
+        if isinstance(error, Http2Error):
+            if error.limit:
+                self._traffic.limits.add((error.limit,))
+            else:
+                self._traffic.protocol_errors.add((error.code.name,))
+        self._cancel_all()
+        self._flush()
+        self._close()
+
+    def _close(self) -> None:
+        """What was written still leaves, if the client reads it soon."""
+        if not self._closing:
+            self._closing = True
+            self._close_by_ms = min(self._close_by_ms, self._clock.now_ms() + self._limits.handshake_ms)
+            self._transport.close()
+
+
+def _limit(name: str, reason: str) -> Http2Error:
+    return Http2Error(ErrorCode.ENHANCE_YOUR_CALM, reason, name)
+
+
+def _address(name: tuple[Any, ...] | None) -> Address:
+    host, port = (name or NO_ADDRESS)[:2]
+    return Address(host, port)
+
+
+EVENT_HANDLERS: dict[type, Callable[[GrpcConnection, Any], None]] = {
+    RequestReceived: GrpcConnection._on_request,
+    DataReceived: GrpcConnection._on_data,
+    StreamReset: GrpcConnection._on_reset,
+    StreamWritable: GrpcConnection._on_writable,
+    Rejected: GrpcConnection._on_rejected,
+}
