@@ -170,10 +170,10 @@ class RegisterBrokerBody(msgspec.Struct, rename="camel"):
 def decode_registration(body: bytes) -> RegisterBrokerBody:
     """The body of REGISTER_BROKER. Raises InvalidParameter.
 
-    Whether it is compressed shows in its first byte; the header's `compressed` says false even then (BrokerOuterAPI.java
-    of 5.5.0, which its own NameServer cannot read). Compressed it is no JSON but a zlib stream of: data version, topics, filter servers, static topics (from brokers
-    of 5.0.0 on; not read). A list is its number, then its entries; an entry is its length, then its text; numbers
-    have four bytes. (RegisterBrokerBody.java)
+    Whether it is compressed shows in its first byte; the header's `compressed` says false even then
+    (BrokerOuterAPI.java of 5.5.0, whose own NameServer cannot read it). Compressed it is no JSON but a zlib stream
+    of: data version, topics, filter servers, static topics (from brokers of 5.0.0 on; not read). A list is its
+    number, then its entries; an entry is its length, then its text; numbers have four bytes. (RegisterBrokerBody.java)
     """
     if not body:
         return RegisterBrokerBody()

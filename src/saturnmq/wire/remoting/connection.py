@@ -227,6 +227,8 @@ def _decode_fields(section: bytes, length: int) -> dict[str, str]:
         else:
             at += 2
             key = text[at : at + key_length]
+            if not key.isascii():
+                key = section[at : at + key_length].decode("utf-8", "replace")
             at += key_length
             (value_length,) = _U32.unpack_from(section, at)
             at += 4
