@@ -134,6 +134,8 @@ class ClientProcess:
 
     def start(self, do: str, **fields: Any) -> Future[dict[str, Any]]:
         """Ask, and be told later. The future raises ClientError."""
+        if self._process.poll() is not None:
+            raise self._ended()
         answer: Future[dict[str, Any]] = Future()
         with self._lock:
             request_id = next(self._ids)
@@ -160,13 +162,15 @@ class ClientProcess:
         with stdout:
             for line in stdout:
                 self._take(json.loads(line))
-        lost = ClientError("ProcessEnded", None, f"the client program ended, see {self.log_path}")
         if not self._ready.done():
-            self._ready.set_exception(lost)
+            self._ready.set_exception(self._ended())
         with self._lock:
             for answer in self._answers.values():
-                answer.set_exception(lost)
+                answer.set_exception(self._ended())
             self._answers.clear()
+
+    def _ended(self) -> ClientError:
+        return ClientError("ProcessEnded", None, f"the client program ended, see {self.log_path}")
 
     def _take(self, line: dict[str, Any]) -> None:
         match line.get("event"):
