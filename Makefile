@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -q
-# what starts no Apache process and no client in another language
-QUICK := tests/unit tests/simulation tests/smoke
 
 .DEFAULT_GOAL := help
 
@@ -28,13 +26,13 @@ check: install ## format, lint, types, imports, unit and property tests, short s
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) $(QUICK)
+	$(PYTEST) tests/unit
+	$(PYTEST) -m smoke tests/conformance
 
 test: install ## everything but what starts Apache: the tests of `check` and the official clients
-	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,$(QUICK)) tests/conformance
+	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,tests/unit) tests/conformance
 
 oracle: install ## the same clients against Apache, and whatever else starts its processes
-	$(PYTEST) tests/oracle
 	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
 
 bench: install ## figures beside Apache, in turn on this machine
