@@ -205,7 +205,7 @@ class BatchEntry(msgspec.Struct, gc=False):
 
 
 def encode_batch(entries: Sequence[BatchEntry]) -> bytes:
-    """Repeated: totalSize 4 | magic 4 (0) | CRC 4 (0) | flag 4 | bodyLength 4, body | propertiesLength 2, properties."""
+    """Repeated: totalSize 4 | magic 4 (0) | CRC 4 (0) | flag 4 | bodyLength 4, body | propertiesLength 2, properties"""
     parts: list[bytes] = []
     for entry in entries:
         size = _BATCH_HEAD.size + len(entry.body) + 2 + len(entry.properties)

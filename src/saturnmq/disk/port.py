@@ -1,0 +1,91 @@
+"""What the store may ask of a disk. Paths are relative to the disk's root, with `/`; sizes and offsets are bytes.
+
+Every method raises OSError with `errno` and, as `filename`, the path. Nothing is durable before its sync: the bytes
+of a file before `fdatasync`, a new name before `sync_directory` of its directory.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class File(Protocol):
+    """An open file. Each method may be called from any thread; `close` only when no other call is under way."""
+
+    path: str
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write all of it."""
+        ...
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Fewer bytes only at the end of the file. May wait for the disk."""
+        ...
+
+    def try_pread(self, size: int, offset: int) -> memoryview | None:
+        """As `pread`, but None when it would have to wait for the disk."""
+        ...
+
+    def size(self) -> int: ...
+
+    def truncate(self, size: int) -> None:
+        """Cut, or lengthen by zeros that take no room."""
+        ...
+
+    def allocate(self, offset: int, size: int) -> None:
+        """Give this part of the file real room, so that writing there cannot fail for want of it."""
+        ...
+
+    def fdatasync(self) -> None:
+        """Make everything written so far durable. After a failure nobody knows what is: do not retry."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Lock(Protocol):
+    """Held until closed, or until the process ends."""
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """A directory tree that one store owns."""
+
+    def open(self, path: str) -> File:
+        """For reading and writing. Raises FileNotFoundError."""
+        ...
+
+    def create(self, path: str) -> File:
+        """As `open`, but an absent file is made first."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, path: str) -> list[str]:
+        """The names in a directory, sorted; none when there is no such directory."""
+        ...
+
+    def mkdir(self, path: str) -> None:
+        """With its parents, durable. Does nothing when it is there."""
+        ...
+
+    def rename(self, path: str, to: str) -> None: ...
+
+    def unlink(self, path: str) -> None: ...
+
+    def sync_directory(self, path: str) -> None: ...
+
+    def read_file(self, path: str) -> bytes: ...
+
+    def replace_file(self, path: str, data: bytes) -> None:
+        """The file has the old content or the new one, whatever happens; the new one, durable, on return."""
+        ...
+
+    def lock(self, path: str) -> Lock:
+        """Take the lock file, against other processes too. Raises BlockingIOError when somebody else has it."""
+        ...
+
+    def free_bytes(self) -> int: ...

@@ -1,0 +1,296 @@
+"""A disk in memory that remembers everything done to it: the stage of the crash campaigns.
+
+`events` is the history. `crashed(n, survives)` is the disk that a power cut after the first `n` events leaves: what was
+synced before is there; of the rest, `survives` decides what had reached the disk, a write in part if it likes.
+`faults` makes operations fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from enum import StrEnum
+
+import msgspec
+
+from saturnmq.disk.port import Buffer
+
+
+class Operation(StrEnum):
+    CREATE = "create"
+    WRITE = "write"
+    TRUNCATE = "truncate"
+    ALLOCATE = "allocate"
+    SYNC = "sync"
+    MKDIR = "mkdir"
+    RENAME = "rename"
+    UNLINK = "unlink"
+    SYNC_DIRECTORY = "sync_directory"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was done. `inode` is the file's identity, which a rename does not change."""
+
+    operation: Operation
+    path: str
+    inode: int = -1
+    offset: int = 0
+    data: bytes = b""
+    #: new size of a truncate, length of an allocate
+    size: int = 0
+    #: where a rename goes to
+    to: str = ""
+
+
+#: of an event that no sync made durable before the crash: how much of it reached the disk. A write keeps that many
+#: bytes from its front; anything else happened unless the answer is 0.
+Survives = Callable[[Event], int]
+
+
+def nothing_survives(event: Event) -> int:
+    """The hardest power cut: the disk has only what it was told to sync."""
+    return 0
+
+
+def everything_survives(event: Event) -> int:
+    """The process was killed, the operating system lives: its page cache writes everything out."""
+    return max(1, len(event.data))
+
+
+def _parent(path: str) -> str:
+    return os.path.dirname(path)
+
+
+class SimulatedFile:
+    """See `disk.port.File`."""
+
+    def __init__(self, disk: SimulatedDisk, path: str, inode: int) -> None:
+        self._disk = disk
+        self._inode = inode
+        self._content = disk.inodes[inode]
+        self.path = path
+        self.closed = False
+        disk.open_files += 1
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        assert not self.closed
+        data = bytes(data)
+        self._disk.check(Operation.WRITE, self.path)
+        _write(self._content, data, offset)
+        self._disk.record(Operation.WRITE, self.path, inode=self._inode, offset=offset, data=data)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        assert not self.closed
+        self._disk.cold.discard(self.path)
+        return bytes(self._content[offset : offset + size])
+
+    def try_pread(self, size: int, offset: int) -> memoryview | None:
+        assert not self.closed
+        if self.path in self._disk.cold:
+            return None
+        return memoryview(bytes(self._content[offset : offset + size]))
+
+    def size(self) -> int:
+        return len(self._content)
+
+    def truncate(self, size: int) -> None:
+        self._disk.check(Operation.TRUNCATE, self.path)
+        _truncate(self._content, size)
+        self._disk.record(Operation.TRUNCATE, self.path, inode=self._inode, size=size)
+
+    def allocate(self, offset: int, size: int) -> None:
+        self._disk.check(Operation.ALLOCATE, self.path)
+        self._disk.record(Operation.ALLOCATE, self.path, inode=self._inode, offset=offset, size=size)
+
+    def fdatasync(self) -> None:
+        assert not self.closed
+        self._disk.check(Operation.SYNC, self.path)
+        self._disk.record(Operation.SYNC, self.path, inode=self._inode)
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        self._disk.open_files -= 1
+
+
+class SimulatedLock:
+    def __init__(self, disk: SimulatedDisk, path: str) -> None:
+        self._disk, self._path = disk, path
+        if path in disk.locks:
+            raise BlockingIOError(errno.EAGAIN, "another process has the lock", path)
+        disk.locks.add(path)
+
+    def close(self) -> None:
+        self._disk.locks.discard(self._path)
+
+
+class SimulatedDisk:
+    """See `disk.port.Disk`. Owner: a test."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.inodes: dict[int, bytearray] = {}
+        self.names: dict[str, int] = {}
+        self.directories: set[str] = {""}
+        self.locks: set[str] = set()
+        #: paths whose content is not in the page cache: `try_pread` gives None until something has read them
+        self.cold: set[str] = set()
+        #: the errno with which an operation fails on every path that begins with the text
+        self.faults: dict[tuple[Operation, str], int] = {}
+        self.open_files = 0
+        #: what this disk held when it was made, durable
+        self._base: tuple[dict[int, bytes], dict[str, int], set[str]] = ({}, {}, {""})
+
+    # ------------------------------------------------------------------------------------------ the stage
+
+    def check(self, operation: Operation, path: str) -> None:
+        for (failing, prefix), number in self.faults.items():
+            if failing is operation and path.startswith(prefix):
+                raise OSError(number, os.strerror(number), path)
+
+    def record(
+        self,
+        operation: Operation,
+        path: str,
+        *,
+        inode: int = -1,
+        offset: int = 0,
+        data: bytes = b"",
+        size: int = 0,
+        to: str = "",
+    ) -> None:
+        self.events.append(
+            Event(operation=operation, path=path, inode=inode, offset=offset, data=data, size=size, to=to)
+        )
+
+    def crashed(self, events: int | None = None, survives: Survives = nothing_survives) -> SimulatedDisk:
+        """The disk after a crash behind the first `events` events (all of them when None), free of locks and faults."""
+        history = self.events[:events]
+        last_sync = {event.inode: at for at, event in enumerate(history) if event.operation is Operation.SYNC}
+        last_directory_sync = {e.path: at for at, e in enumerate(history) if e.operation is Operation.SYNC_DIRECTORY}
+
+        def kept(at: int, event: Event) -> int:
+            if event.operation in (Operation.WRITE, Operation.TRUNCATE, Operation.ALLOCATE):
+                durable = last_sync.get(event.inode, -1) > at
+            else:
+                durable = last_directory_sync.get(_parent(event.path), -1) > at
+            return max(1, len(event.data)) if durable else survives(event)
+
+        after = SimulatedDisk()
+        contents, names, directories = self._base
+        after.inodes = {inode: bytearray(content) for inode, content in contents.items()}
+        after.names, after.directories = dict(names), set(directories)
+        for at, event in enumerate(history):
+            if event.operation is Operation.CREATE:
+                after.inodes[event.inode] = bytearray()  # its bytes live as long as any name may
+            if event.operation not in (Operation.SYNC, Operation.SYNC_DIRECTORY) and (size := kept(at, event)):
+                after._replay(event, size)
+        after.names = {path: inode for path, inode in after.names.items() if _parent(path) in after.directories}
+        after._base = ({i: bytes(c) for i, c in after.inodes.items()}, dict(after.names), set(after.directories))
+        return after
+
+    def _replay(self, event: Event, size: int) -> None:
+        match event.operation:
+            case Operation.CREATE:
+                self.names[event.path] = event.inode
+            case Operation.WRITE:
+                _write(self.inodes[event.inode], event.data[:size], event.offset)
+            case Operation.TRUNCATE:
+                _truncate(self.inodes[event.inode], event.size)
+            case Operation.MKDIR:
+                self.directories.add(event.path)
+            case Operation.RENAME:
+                if event.path in self.names:
+                    self.names[event.to] = self.names.pop(event.path)
+            case Operation.UNLINK:
+                self.names.pop(event.path, None)
+
+    # ------------------------------------------------------------------------------------------- the port
+
+    def open(self, path: str) -> SimulatedFile:
+        if path not in self.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        return SimulatedFile(self, path, self.names[path])
+
+    def create(self, path: str) -> SimulatedFile:
+        if path not in self.names:
+            if _parent(path) not in self.directories:
+                raise FileNotFoundError(errno.ENOENT, "no such directory", path)
+            self.check(Operation.CREATE, path)
+            inode = len(self.inodes)
+            self.inodes[inode] = bytearray()
+            self.names[path] = inode
+            self.record(Operation.CREATE, path, inode=inode)
+        return self.open(path)
+
+    def exists(self, path: str) -> bool:
+        return path in self.names or path in self.directories
+
+    def list(self, path: str) -> list[str]:
+        if path not in self.directories:
+            return []
+        return sorted(
+            os.path.basename(name) for name in (*self.names, *self.directories) if name and _parent(name) == path
+        )
+
+    def mkdir(self, path: str) -> None:
+        if path in self.directories:
+            return
+        self.mkdir(_parent(path))
+        self.check(Operation.MKDIR, path)
+        self.directories.add(path)
+        self.record(Operation.MKDIR, path)
+        self.sync_directory(_parent(path))
+
+    def rename(self, path: str, to: str) -> None:
+        self.check(Operation.RENAME, path)
+        self.names[to] = self.names.pop(path)
+        self.record(Operation.RENAME, path, to=to)
+
+    def unlink(self, path: str) -> None:
+        if path not in self.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        self.check(Operation.UNLINK, path)
+        inode = self.names.pop(path)
+        self.record(Operation.UNLINK, path, inode=inode)
+
+    def sync_directory(self, path: str) -> None:
+        self.check(Operation.SYNC_DIRECTORY, path)
+        self.record(Operation.SYNC_DIRECTORY, path)
+
+    def read_file(self, path: str) -> bytes:
+        file = self.open(path)
+        try:
+            return file.pread(file.size(), 0)
+        finally:
+            file.close()
+
+    def replace_file(self, path: str, data: bytes) -> None:
+        self.mkdir(_parent(path))
+        file = self.create(path + ".tmp")
+        try:
+            file.truncate(0)
+            file.pwrite(data, 0)
+            file.fdatasync()
+        finally:
+            file.close()
+        self.rename(path + ".tmp", path)
+        self.sync_directory(_parent(path))
+
+    def lock(self, path: str) -> SimulatedLock:
+        return SimulatedLock(self, path)
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+
+def _write(content: bytearray, data: bytes, offset: int) -> None:
+    if len(content) < offset + len(data):
+        content.extend(bytes(offset + len(data) - len(content)))
+    content[offset : offset + len(data)] = data
+
+
+def _truncate(content: bytearray, size: int) -> None:
+    del content[size:]
+    content.extend(bytes(size - len(content)))
