@@ -1,5 +1,5 @@
 // The official Go Remoting client behind the line protocol of harness/clients.py, with the words of the Java Remoting
-// program beside it. One argument: the file that the client's log goes to.
+// program beside it.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -56,15 +57,15 @@ type outgoing struct {
 }
 
 type incoming struct {
-	ID             string            `json:"id"`
-	Topic          string            `json:"topic"`
-	Tag            string            `json:"tag"`
-	Keys           []string          `json:"keys"`
-	Properties     map[string]string `json:"properties"`
-	Body           []byte            `json:"body"`
-	QueueID        int               `json:"queue_id"`
-	QueueOffset    int64             `json:"queue_offset"`
-	ReconsumeTimes int32             `json:"reconsume_times"`
+	ID          string            `json:"id"`
+	Topic       string            `json:"topic"`
+	Tag         string            `json:"tag"`
+	Keys        []string          `json:"keys"`
+	Properties  map[string]string `json:"properties"`
+	Body        []byte            `json:"body"`
+	QueueID     int               `json:"queue_id"`
+	QueueOffset int64             `json:"queue_offset"`
+	Attempt     int32             `json:"attempt"`
 }
 
 type receipt struct {
@@ -88,7 +89,7 @@ type client struct {
 
 func main() {
 	rlog.SetLogLevel("warn")
-	if err := rlog.SetOutputPath(os.Args[1]); err != nil {
+	if err := rlog.SetOutputPath(filepath.Join(os.Getenv("HOME"), "rocketmq_client.log")); err != nil {
 		panic(err)
 	}
 	c := &client{opened: map[string]closer{}}
@@ -313,7 +314,7 @@ func (c *client) consume(ctx context.Context, r request, messages []*primitive.M
 		c.write(object{"event": "delivered", "name": r.Name, "failed": failed, "message": describe(msg)})
 		if r.Replier != "" {
 			if err := c.reply(r.Replier, msg); err != nil {
-				c.write(object{"event": "reply_failed", "name": r.Replier, "error": err.Error()})
+				fmt.Fprintln(os.Stderr, "the reply failed:", err)
 			}
 		}
 	}
@@ -473,7 +474,7 @@ func describe(msg *primitive.MessageExt) incoming {
 	described := describeMessage(&msg.Message)
 	described.ID = msg.MsgId
 	described.QueueOffset = msg.QueueOffset
-	described.ReconsumeTimes = msg.ReconsumeTimes
+	described.Attempt = msg.ReconsumeTimes + 1
 	return described
 }
 
