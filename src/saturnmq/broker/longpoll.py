@@ -80,7 +80,8 @@ class LongPolls:
         self._per_group, self._in_all = per_group, in_all
         #: by topic and queue (or ANY_QUEUE), then group (None: pulls), then filter
         self._places: dict[tuple[str, int], dict[str | None, dict[frozenset[int], _Bucket]]] = {}
-        self._counts: dict[tuple[str, str], int] = {}
+        #: by topic and group: waiters on each queue
+        self._counts: dict[tuple[str, str], dict[int, int]] = {}
         #: topic whose arrivals wake a group that waits on another topic
         self._links: dict[str, tuple[str, str]] = {}
         self._count = 0
@@ -110,7 +111,7 @@ class LongPolls:
         `queue_id` may be ANY_QUEUE, `codes` empty (any message). With a group, its waiters take turns. Raises
         SystemBusy when too many wait already.
         """
-        self._admit(topic, group)
+        self._admit(topic, queue_id, group)
         groups = self._places.setdefault((topic, queue_id), {})
         buckets = groups.setdefault(group, {})
         bucket = buckets.get(codes)
@@ -150,25 +151,29 @@ class LongPolls:
     def wake(self, topic: str, group: str, queue_id: int = ANY_QUEUE) -> None:
         """There is something for the group that no arrival tells: left over, given back, or no longer blocked.
 
-        Wakes one waiter on any queue of the topic, and one on `queue_id`.
+        Wakes one waiter on any queue of the topic, and one on `queue_id`, or on each.
         """
-        for place in {queue_id, ANY_QUEUE}:
+        queues = self._counts.get((topic, group))
+        if queues is None:
+            return
+        for place in queues if queue_id == ANY_QUEUE else (ANY_QUEUE, queue_id):
             for bucket in self._places.get((topic, place), {}).get(group, {}).values():
                 if not bucket.due:
                     self._make_due(bucket)
 
-    def _admit(self, topic: str, group: str | None) -> None:
+    def _admit(self, topic: str, queue_id: int, group: str | None) -> None:
         """Count one more. Raises SystemBusy at a limit."""
         if self._count >= self._in_all:
             raise SystemBusy(f"{self._count} consumers wait for messages already, the limit is {self._in_all}")
         if group is None:
             return
-        count = self._counts.get((topic, group), 0)
+        queues = self._counts.setdefault((topic, group), {})
+        count = sum(queues.values())
         if count >= self._per_group:
             raise SystemBusy(
                 f"{count} consumers of {group} wait on {topic} already, popPollingSize is {self._per_group}"
             )
-        self._counts[topic, group] = count + 1
+        queues[queue_id] = queues.get(queue_id, 0) + 1
 
     def _make_due(self, bucket: _Bucket) -> None:
         bucket.due = True
@@ -193,10 +198,12 @@ class LongPolls:
         del bucket.waiters[waiter]
         self._count -= 1
         if bucket.group is not None:
-            key = bucket.topic, bucket.group
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+            queues = self._counts[bucket.topic, bucket.group]
+            queues[bucket.queue_id] -= 1
+            if not queues[bucket.queue_id]:
+                del queues[bucket.queue_id]
+            if not queues:
+                del self._counts[bucket.topic, bucket.group]
         if not bucket.waiters:
             self._drop(bucket)
         if len(self._deadlines) > 2 * self._count + _STALE_DEADLINES:

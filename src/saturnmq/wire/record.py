@@ -184,6 +184,13 @@ def decode(record: bytes, *, check_crc: bool = False) -> StoredMessage:
     )
 
 
+def reconsume_times(record: bytes) -> int:
+    """That one field, of a record that is known to be whole."""
+    (sys_flag,) = _SYS_FLAG.unpack_from(record)
+    at = 72 + (12 if sys_flag & BORN_HOST_V6 else 0) + (12 if sys_flag & STORE_HOST_V6 else 0)
+    return int.from_bytes(record[at : at + 4], "big", signed=True)
+
+
 def split(records: bytes) -> list[bytes]:
     """The records of a pull reply. Raises ProtocolError when the bytes do not end with a record's end."""
     found, at = [], 0

@@ -1,0 +1,259 @@
+"""Which consumer group holds which message, and until when.
+
+A *check point* is one pop of one queue: up to 32 messages that left together, with one pop time and one lease. It is
+a record in the revive topic (`revivelog`), and so is every acknowledgement, so that this state can be rebuilt. A
+change or a renewal of the lease of one message makes a check point of its own, for that message alone.
+
+Nothing here reads a clock or writes anything: the same calls follow a living consumer and a replayed log. Memory is
+one dictionary entry a message in flight and one small struct a check point, none of which the garbage collector
+visits; what is acknowledged is forgotten at once, so nothing grows with what was delivered. The exception are
+deliveries whose handles disagree (see `GroupQueue.over`), and those only until the last of their handles has expired.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import msgspec
+
+from saturnmq.broker.order import Order
+from saturnmq.kernel.handle import TopicKind
+
+#: entries of the heap of expiries below which it is never rebuilt
+_MIN_EXPIRIES = 1024
+
+
+class CheckPoint(msgspec.Struct, gc=False, kw_only=True):
+    """Messages of one queue that left with one pop. Times are the broker's milliseconds."""
+
+    queue: GroupQueue
+    #: queue offset that its record counts from
+    start: int
+    #: when it was popped, changed or renewed; with `start` its name in the log
+    pop_ms: int
+    invisible_ms: int
+    #: of the handles that are good for it: `pop_ms`, or what it was before renewals
+    handle_ms: int
+    #: when the last of all handles that ever named this delivery says that it expires
+    claim_ms: int
+    revive_queue_id: int
+    #: where its record stands in the revive queue
+    revive_offset: int
+    #: of the messages, ascending; acknowledged ones included
+    offsets: Sequence[int]
+    #: messages neither acknowledged nor back in a topic
+    pending: int
+    #: not the first lease of its one message
+    changed: bool = False
+    #: how a changed one ended
+    acknowledged: bool = False
+
+    @property
+    def until_ms(self) -> int:
+        return self.pop_ms + self.invisible_ms
+
+    def remaining(self) -> list[int]:
+        """Offsets of the messages that are still under this lease."""
+        leases = self.queue.leases
+        return [offset for offset in self.offsets if leases.get(offset) is self]
+
+
+class GroupQueue:
+    """What one group has of one queue. Owner: Leases; `pop` moves the offsets."""
+
+    __slots__ = (
+        "busy",
+        "committed",
+        "group",
+        "high",
+        "kind",
+        "leases",
+        "next_offset",
+        "order",
+        "order_record",
+        "over",
+        "queue_id",
+        "recorded",
+        "topic",
+    )
+
+    def __init__(self, group: str, topic: str, queue_id: int, kind: TopicKind) -> None:
+        self.group, self.topic, self.queue_id, self.kind = group, topic, queue_id, kind
+        #: the next message that the group was never given; -1: not known yet
+        self.next_offset = -1
+        #: what the table of offsets was told last; another value there is a reset
+        self.committed = -1
+        #: end of the last check point. The next one counts from here, over what the filter skipped in between, so
+        #: that a replay follows them without a gap
+        self.recorded = -1
+        #: one more than any offset that was ever given
+        self.high = 0
+        #: a cold read for one pop is on its way; others pass by
+        self.busy = False
+        #: offset → the check point whose lease it is under
+        self.leases: dict[int, CheckPoint] = {}
+        #: offset → a changed delivery that is over, until the last handle of it has expired. Only this tells a handle
+        #: that was replaced, or whose lease was cut short, from one that acknowledged the message
+        self.over: dict[int, CheckPoint] = {}
+        #: of a FIFO group: the batch that blocks the queue
+        self.order: Order | None = None
+        #: revive queue and offset of the record of `order`
+        self.order_record: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.topic}@{self.group}@{self.queue_id}"
+
+
+class Leases:
+    """All leases of one broker, when they end, and how far back a replay must start."""
+
+    def __init__(self, revive_queues: int) -> None:
+        self._queues: dict[tuple[str, str, int], GroupQueue] = {}
+        #: a heap of keys (milliseconds << 32 | running number) of `_expiring`: ints, which no garbage collection visits
+        self._expiries: list[int] = []
+        #: check points at the end of their lease or to be forgotten, FIFO queues to be unblocked; some of them stale
+        self._expiring: dict[int, CheckPoint | GroupQueue] = {}
+        self._number = 0
+        #: the heap is rebuilt without stale entries when it is longer than this
+        self._rebuild_at = _MIN_EXPIRIES
+        #: by revive queue: offset of a record that a restart needs → whose it is; in order of offsets
+        self._needed: list[dict[int, CheckPoint | GroupQueue]] = [{} for _ in range(revive_queues)]
+        #: messages under lease
+        self.in_flight = 0
+
+    # ------------------------------------------------------------------------------------------------ queues
+
+    def queue(self, group: str, topic: str, queue_id: int, kind: TopicKind = TopicKind.NORMAL) -> GroupQueue:
+        """The state of it, made when there was none."""
+        key = group, topic, queue_id
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = GroupQueue(group, topic, queue_id, kind)
+        return queue
+
+    def find(self, group: str, topic: str, queue_id: int) -> GroupQueue | None:
+        return self._queues.get((group, topic, queue_id))
+
+    def queues(self) -> Iterator[GroupQueue]:
+        return iter(self._queues.values())
+
+    # ------------------------------------------------------------------------------------------------ leases
+
+    def grant(self, check_point: CheckPoint) -> None:
+        """The lease begins. A message of it that is under another lease changes over to this one."""
+        queue = check_point.queue
+        leases = queue.leases
+        if check_point.offsets[0] < queue.high:
+            for offset in check_point.offsets:
+                if offset in leases:
+                    self._end(leases[offset], offset)
+        leases.update(dict.fromkeys(check_point.offsets, check_point))
+        self.in_flight += check_point.pending
+        queue.high = max(queue.high, check_point.offsets[-1] + 1)
+        self._needed[check_point.revive_queue_id][check_point.revive_offset] = check_point
+        self._expect(check_point.until_ms, check_point)
+
+    def close(self, check_point: CheckPoint, offset: int, now_ms: int, *, acknowledged: bool) -> None:
+        """The message is acknowledged, or back in a topic."""
+        if check_point.changed and check_point.claim_ms > now_ms:
+            self._release(check_point, offset)
+            check_point.acknowledged = acknowledged
+            check_point.queue.over[offset] = check_point
+            self._expect(check_point.claim_ms, check_point)
+        else:
+            self._end(check_point, offset)
+
+    def _release(self, check_point: CheckPoint, offset: int) -> None:
+        del check_point.queue.leases[offset]
+        check_point.pending -= 1
+        self.in_flight -= 1
+
+    def _end(self, check_point: CheckPoint, offset: int) -> None:
+        self._release(check_point, offset)
+        if not check_point.pending:
+            del self._needed[check_point.revive_queue_id][check_point.revive_offset]
+
+    def forget(self, check_point: CheckPoint) -> None:
+        """What is in `over` is needed no longer."""
+        del check_point.queue.over[check_point.offsets[0]]
+        del self._needed[check_point.revive_queue_id][check_point.revive_offset]
+
+    # ------------------------------------------------------------------------------------------------- order
+
+    def put_order(self, queue: GroupQueue, order: Order | None, revive_queue_id: int, revive_offset: int) -> None:
+        """The batch of a FIFO queue is `order` now, as the record at that offset of the revive queue says."""
+        if queue.order is not None:
+            self.in_flight -= len(queue.order.remaining())
+        if queue.order_record is not None:
+            del self._needed[queue.order_record[0]][queue.order_record[1]]
+            queue.order_record = None
+        queue.order = order
+        if order is not None:
+            self.in_flight += len(order.remaining())
+            queue.high = max(queue.high, order.offsets[-1] + 1)
+            queue.order_record = revive_queue_id, revive_offset
+            self._needed[revive_queue_id][revive_offset] = queue
+            self._expect(order.free_at_ms, queue)
+
+    # ------------------------------------------------------------------------------------------------ replay
+
+    def first_needed(self, revive_queue_id: int) -> int | None:
+        """Offset of the oldest record of the revive queue that a restart needs; None: none of them."""
+        return next(iter(self._needed[revive_queue_id]), None)
+
+    def needed(self, revive_queue_id: int) -> int:
+        """How many records of the revive queue a restart needs."""
+        return len(self._needed[revive_queue_id])
+
+    def needed_before(self, revive_queue_id: int, revive_offset: int, most: int) -> list[CheckPoint | GroupQueue]:
+        """Whose records, at most so many, hold a restart back to before the offset."""
+        return [
+            owner for offset, owner in islice(self._needed[revive_queue_id].items(), most) if offset < revive_offset
+        ]
+
+    def moved(self, check_point: CheckPoint, revive_offset: int) -> None:
+        """What is left of it was written again, at `revive_offset`."""
+        needed = self._needed[check_point.revive_queue_id]
+        del needed[check_point.revive_offset]
+        check_point.revive_offset = revive_offset
+        needed[revive_offset] = check_point
+
+    # -------------------------------------------------------------------------------------------------- time
+
+    def next_expiry_ms(self) -> int | None:
+        """When `take_due` will have something, or earlier."""
+        return self._expiries[0] >> 32 if self._expiries else None
+
+    def take_due(self, now_ms: int) -> CheckPoint | GroupQueue | None:
+        """A check point whose lease is over, or a FIFO queue whose block is; None when there is none (left)."""
+        while self._expiries and self._expiries[0] >> 32 <= now_ms:
+            key = heapq.heappop(self._expiries)
+            due = self._expiring.pop(key)
+            if _is_stale(key >> 32, due):
+                continue
+            if isinstance(due, GroupQueue) or due.pending:
+                return due
+            self.forget(due)
+        return None
+
+    def _expect(self, when_ms: int, what: CheckPoint | GroupQueue) -> None:
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        key = when_ms << 32 | self._number
+        self._expiring[key] = what
+        heapq.heappush(self._expiries, key)
+        if len(self._expiries) > self._rebuild_at:
+            self._expiring = {key: what for key, what in self._expiring.items() if not _is_stale(key >> 32, what)}
+            self._expiries = list(self._expiring)
+            heapq.heapify(self._expiries)
+            self._rebuild_at = max(_MIN_EXPIRIES, 2 * len(self._expiries))
+
+
+def _is_stale(when_ms: int, what: CheckPoint | GroupQueue) -> bool:
+    """Whether it ended, or changed, before its time came."""
+    if isinstance(what, GroupQueue):
+        return what.order is None or what.order.free_at_ms != when_ms
+    if what.pending:
+        return when_ms != what.until_ms
+    return when_ms != what.claim_ms or what.queue.over.get(what.offsets[0]) is not what
