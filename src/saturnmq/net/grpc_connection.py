@@ -445,7 +445,9 @@ class GrpcConnection(asyncio.Protocol):
     def _refuse(self, stream: Stream, content_type: bytes) -> None:
         """Not a call of ours."""
         if not grpc.is_grpc(content_type) or stream.headers[b":method"] != b"POST":
-            self._http2.end(stream, grpc.NOT_GRPC_BLOCK)
+            self._http2.send_headers(stream, grpc.NOT_GRPC_BLOCK)
+            self._http2.send_data(stream, grpc.NOT_GRPC_TEXT, b"")
+            self._http2.end(stream, b"")
             self._traffic.requests.add((UNKNOWN_METHOD, "415"))
             return
         path = stream.headers[b":path"].decode(errors="replace").removeprefix("/")

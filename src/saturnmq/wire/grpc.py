@@ -64,7 +64,8 @@ class GrpcError(Exception):
 HEADERS_BLOCK = b"\x88" + hpack.encode([(b"content-type", CONTENT_TYPE)])
 OK_TRAILERS_BLOCK = hpack.encode([(b"grpc-status", b"0")])
 #: the answer to something that is HTTP/2 but not gRPC
-NOT_GRPC_BLOCK = hpack.encode([(b":status", b"415")])
+NOT_GRPC_BLOCK = hpack.encode([(b":status", b"415"), (b"content-type", b"text/plain")])
+NOT_GRPC_TEXT = b"This port speaks gRPC: POST with content-type application/grpc.\n"
 _ACCEPTED_ENCODINGS = hpack.encode([(b"grpc-accept-encoding", b"identity,gzip")])
 
 

@@ -37,8 +37,10 @@ CONTROL_PERIOD_MS = 10_000
 MAX_EVENTS = 64
 #: bytes of one stream before the next that waits for the connection's window has its turn
 TURN_BYTES = 65_536
-#: a DATA frame of ours from here on allows the peer a WINDOW_UPDATE; smaller ones may be its own doing (CVE-2019-9511)
-EARNING_BYTES = 1024
+#: control frames that one answer allows for
+ANSWER_PAYS = 4
+#: a DATA frame from here on counts as one; smaller ones may be the peer's own doing (CVE-2019-9511)
+PAYING_BYTES = 1024
 DRAIN_PING = b"saturnmq"
 #: see ServerConnection._expected
 ANY = -1
@@ -498,8 +500,8 @@ class ServerConnection:
     def _count_control(self) -> None:
         """A frame that makes work and moves nothing.
 
-        Clients that estimate the bandwidth send a PING or a WINDOW_UPDATE for most of our answers, so each answer
-        allows for one more of these.
+        Clients that estimate the bandwidth (grpc-go) send a WINDOW_UPDATE and a PING for most of our answers, so each
+        answer pays for some.
         """
         self._control_frames += 1
         if self._control_frames - self._earned > self._limits.http2_control_frames_per_10s:
@@ -553,7 +555,7 @@ class ServerConnection:
             stream_id = stream.id
             self._send_window -= size
             self._sent_bytes += size
-            self._earned += 1
+            self._earned += ANSWER_PAYS
             self.output_bytes += size
             pack = frames.HEADER.pack
             self.output += (
@@ -591,11 +593,11 @@ class ServerConnection:
         size = len(prefix) + len(body)
         stream.queued_bytes += size
         self.queued_bytes += size
-        self._earned += 1
+        self._earned += ANSWER_PAYS
         self._send_outbox(stream, size)
 
     def end(self, stream: Stream, trailers: bytes) -> None:
-        """End the stream with a header block, once its data has left."""
+        """End the stream with a header block, or without one, once its data has left."""
         if stream.state == State.CLOSED:
             return
         stream.trailers = trailers
@@ -654,7 +656,8 @@ class ServerConnection:
             self.output.append(frames.HEADER.pack(size << 8, 0, stream.id))
             self._move(stream, stream.outbox, size)
             budget -= size
-            self._earned += size >= EARNING_BYTES
+            if size >= PAYING_BYTES:
+                self._earned += ANSWER_PAYS
         if stream.queued_bytes:
             self._waiting[stream.id] = stream
             return
@@ -699,9 +702,11 @@ class ServerConnection:
             self._events.append(StreamWritable(stream))
 
     def _send_end(self, stream: Stream) -> None:
-        assert stream.trailers is not None
-        flags = frames.END_HEADERS | frames.END_STREAM
-        self._put(frames.frame(frames.HEADERS, flags, stream.id, stream.trailers))
+        if stream.trailers:
+            flags = frames.END_HEADERS | frames.END_STREAM
+            self._put(frames.frame(frames.HEADERS, flags, stream.id, stream.trailers))
+        else:
+            self._put(frames.frame(frames.DATA, frames.END_STREAM, stream.id))
         if stream.state == State.OPEN:
             # the answer is complete: the peer need not send the rest of its request (section 8.1)
             self.reset(stream, ErrorCode.NO_ERROR)

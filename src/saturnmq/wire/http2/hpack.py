@@ -77,8 +77,8 @@ class Decoder:
         fields: list[Field] = []
         append = fields.append
         entries = self._entries
-        position = self._table_updates(block)
         end = len(block)
+        position = self._table_updates(block) if self._must_update or (end and 0x20 <= block[0] < 0x40) else 0
         while position < end:
             byte = block[position]
             position += 1
@@ -106,14 +106,11 @@ class Decoder:
             field = name, value
             append(field)
             if prefix == 0x3F:
-                self._insert(field)
+                entries.append(field)
+                self._used_bytes += len(name) + len(value) + ENTRY_OVERHEAD_BYTES
+                if self._used_bytes > self._table_bytes:
+                    self._evict()
         return fields
-
-    def _insert(self, field: Field) -> None:
-        self._entries.append(field)
-        self._used_bytes += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD_BYTES
-        if self._used_bytes > self._table_bytes:
-            self._evict()
 
     def _evict(self) -> None:
         """Section 4.4: the oldest leave first; an entry larger than the table empties it and is not kept."""

@@ -2,12 +2,13 @@
 
 The code is canonical, so the length of each symbol's code is all that has to be shipped. A state of the machine is
 an inner node of the code's tree; what a byte does in a state is worked out when it is first met. That makes importing
-cheap (1 ms, where the whole machine needs 60) and leaves a dict look-up per byte.
+cheap (1 ms, where the whole machine needs 60) and leaves a list look-up per byte.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 from saturnmq.wire.http2.frames import ErrorCode, Http2Error
 
@@ -26,18 +27,35 @@ CACHED_BYTES = 128
 CACHED_STRINGS = 2048
 
 
-class State(dict[int, "tuple[State, bytes]"]):
-    """An inner node of the tree: for each next byte, the node that it leads to and the symbols met on the way."""
+#: what a byte leads to: the row of the next state, and the symbols met on the way
+Step: TypeAlias = "tuple[Row, bytes]"
+#: 256 steps, then the state itself. A plain list: nothing else is looked up as fast.
+Row: TypeAlias = list[Any]
+#: not worked out yet: whatever is looked up next raises IndexError
+UNKNOWN: Step = ([], b"")
+STATE = 256
 
-    __slots__ = ("branches", "may_end")
+
+class State:
+    """An inner node of the tree."""
+
+    __slots__ = ("branches", "may_end", "row")
 
     def __init__(self, may_end: bool) -> None:
-        super().__init__()
+        #: by the next bit: a state, a symbol, or nothing for a code that does not exist
         self.branches: list[State | int | None] = [None, None]
         #: the bits since the last symbol are all ones and fewer than eight: they may be padding
         self.may_end = may_end
+        self.row: Row = []
 
-    def __missing__(self, byte: int) -> tuple[State, bytes]:
+    def steps(self) -> Row:
+        if not self.row:
+            self.row[:] = [UNKNOWN] * STATE
+            self.row.append(self)
+        return self.row
+
+    def step(self, byte: int) -> Step:
+        """Raises Http2Error."""
         state = self
         symbols = bytearray()
         for shift in range(7, -1, -1):
@@ -49,8 +67,7 @@ class State(dict[int, "tuple[State, bytes]"]):
             else:
                 symbols.append(branch)
                 state = ROOT
-        found = self[byte] = state, bytes(symbols)
-        return found
+        return state.steps(), bytes(symbols)
 
 
 def _build() -> State:
@@ -88,15 +105,29 @@ def decode(data: bytes) -> bytes:
 
 
 def _decode(data: bytes) -> bytes:
-    state = ROOT
+    row = ROOT.steps()
     parts: list[bytes] = []
     append = parts.append
-    for byte in data:
-        state, symbols = state[byte]
-        append(symbols)
-    if not state.may_end:
+    try:
+        for byte in data:
+            row, symbols = row[byte]
+            append(symbols)
+        may_end = row[STATE].may_end
+    except IndexError:
+        _learn(data)
+        return _decode(data)
+    if not may_end:
         raise Http2Error(ErrorCode.COMPRESSION_ERROR, "wrong padding of a Huffman string")
     return b"".join(parts)
+
+
+def _learn(data: bytes) -> None:
+    """Work out the steps of this string."""
+    row = ROOT.steps()
+    for byte in data:
+        if row[byte] is UNKNOWN:
+            row[byte] = row[STATE].step(byte)
+        row = row[byte][0]
 
 
 _decode_cached = lru_cache(CACHED_STRINGS)(_decode)
