@@ -77,6 +77,8 @@ class RemotingClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for address in list(self._openings):
+            self._give_up(address, "the client was closed")
         for connection in list(self._connections.values()):
             connection.close()
 
@@ -106,17 +108,16 @@ class RemotingClient:
             del self._connections[address]
 
         connection = RemotingConnection(self._handlers, self._clock, self._limits, self._traffic, opened, closed)
-        reason = "the client was closed"
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
-        except OSError as error:  # TimeoutError is one
-            reason = str(error) or f"no answer within {timeout_ms} ms"
-        finally:
-            if self._openings.get(address) is opening:
-                del self._openings[address]
-                for _, fail in opening.waiters:
-                    fail(ConnectionLost(f"{address} cannot be reached: {reason}"))
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
+            if self._openings.get(address) is opening:  # else the time-out came with the connection
+                self._give_up(address, str(error) or f"no answer within {timeout_ms} ms")
+
+    def _give_up(self, address: Address, reason: str) -> None:
+        for _, fail in self._openings.pop(address).waiters:
+            fail(ConnectionLost(f"{address} cannot be reached: {reason}"))
 
 
 class _Opening:
