@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 UPDATE_AND_CREATE_TOPIC = 17
@@ -32,6 +33,21 @@ class AdminError(Exception):
         self.code = code
 
 
+def encoded(code: int, opaque: int, fields: Mapping[str, str], body: bytes = b"") -> bytes:
+    """A request as a frame with a JSON header."""
+    command = {"code": code, "language": "PYTHON", "version": 479, "opaque": opaque, "flag": 0, "extFields": fields}
+    header = json.dumps(command).encode()
+    return struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body
+
+
+def decoded(frame: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body of a frame that comes without its length."""
+    (length,) = struct.unpack_from(">I", frame)
+    end = 4 + (length & 0xFFFFFF)
+    header: dict[str, Any] = json.loads(frame[4:end])
+    return header, frame[end:]
+
+
 class RemotingConnection:
     """Blocking requests with JSON headers, one at a time."""
 
@@ -45,18 +61,19 @@ class RemotingConnection:
         self._socket.close()
 
     def call(self, code: int, body: bytes = b"", **fields: str) -> bytes:
+        """The body of the answer. Raises AdminError."""
+        return self.ask(code, body, **fields)[0]
+
+    def ask(self, code: int, body: bytes = b"", **fields: str) -> tuple[bytes, dict[str, str]]:
+        """The body and the fields of the answer. Raises AdminError."""
         with self._lock:
             self._opaque += 1
-            command = {"code": code, "language": "PYTHON", "version": 479, "opaque": self._opaque, "flag": 0}
-            header = json.dumps({**command, "extFields": fields}).encode()
-            self._socket.sendall(struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body)
+            self._socket.sendall(encoded(code, self._opaque, fields, body))
             (length,) = struct.unpack(">I", self._read(4))
-            frame = self._read(length)
-        (header_length,) = struct.unpack(">I", frame[:4])
-        answer: dict[str, Any] = json.loads(frame[4 : 4 + (header_length & 0xFFFFFF)])
-        if answer["code"]:
-            raise AdminError(answer["code"], answer.get("remark"))
-        return frame[4 + (header_length & 0xFFFFFF) :]
+            header, answer = decoded(self._read(length))
+        if header["code"]:
+            raise AdminError(header["code"], header.get("remark"))
+        return answer, header.get("extFields") or {}
 
     def _read(self, size: int) -> bytes:
         data = b""
