@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import msgspec
 
@@ -20,9 +21,13 @@ _ANY_HOST = ("0.0.0.0:", "[::]:")
 _HAS_BROKER = "nameserver.has_broker"
 
 
-def table(routes: RouteTable) -> dict[int, Handler]:
-    """The handlers of a NameServer's port."""
-    face = _Face(routes)
+def table(routes: RouteTable, broker_at: Callable[[Address], Address] | None = None) -> dict[int, Handler]:
+    """The handlers of a NameServer's port.
+
+    A port that serves the broker too says with `broker_at` where clients find every broker: given the address that
+    they dialled, as a rule the same.
+    """
+    face = _Face(routes, broker_at)
     return {
         RequestCode.REGISTER_BROKER: face.register_broker,
         RequestCode.UNREGISTER_BROKER: face.unregister_broker,
@@ -62,8 +67,9 @@ class _RouteHeader(msgspec.Struct):
 class _Face:
     """Headers and bodies in, answers out; the state is the table's."""
 
-    def __init__(self, routes: RouteTable) -> None:
+    def __init__(self, routes: RouteTable, broker_at: Callable[[Address], Address] | None) -> None:
         self._routes = routes
+        self._broker_at = broker_at
 
     def register_broker(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, _RegisterHeader, strict=False)
@@ -101,14 +107,14 @@ class _Face:
         header = msgspec.convert(command.fields, _RouteHeader, strict=False)
         route = self._routes.route(header.topic)
         for broker in route.broker_datas:
-            _name_dialled_host(broker, connection.local)
+            self._name_dialled_host(broker, connection.local)
         return Response(body=bodies.encode(route))
 
     def cluster_info(self, command: Command, connection: RemotingConnection) -> Response:
         brokers = self._routes.brokers
         clusters: dict[str, list[str]] = {}
         for name, broker in brokers.items():
-            _name_dialled_host(broker, connection.local)
+            self._name_dialled_host(broker, connection.local)
             clusters.setdefault(broker.cluster, []).append(name)
         return Response(body=bodies.encode(bodies.ClusterInfo(brokers, clusters)))
 
@@ -138,10 +144,11 @@ class _Face:
         self._routes.heard_from(header.cluster_name, header.broker_addr)
         return Response()
 
-
-def _name_dialled_host(broker: BrokerData, local: Address) -> None:
-    """A broker without an address of its own is where the client found this NameServer."""
-    for broker_id, address in broker.broker_addrs.items():
-        if address.startswith(_ANY_HOST):
-            port = int(address.rpartition(":")[2])
-            broker.broker_addrs[broker_id] = str(Address(local.host, port))
+    def _name_dialled_host(self, broker: BrokerData, local: Address) -> None:
+        """A broker without an address of its own is where the client found this NameServer."""
+        for broker_id, address in broker.broker_addrs.items():
+            if self._broker_at is not None:
+                broker.broker_addrs[broker_id] = str(self._broker_at(local))
+            elif address.startswith(_ANY_HOST):
+                port = int(address.rpartition(":")[2])
+                broker.broker_addrs[broker_id] = str(Address(local.host, port))

@@ -141,6 +141,25 @@ def test_a_broker_on_all_addresses_is_where_the_client_dialled() -> None:
     asyncio.run(main())
 
 
+def test_a_port_that_serves_the_broker_too_names_itself() -> None:
+    async def main() -> None:
+        async with stage() as s:
+            await s.register()
+            server = RemotingServer(
+                table(s.routes, lambda local: local),
+                LoopClock(asyncio.get_running_loop()),
+                Limits(),
+                Metrics(),
+                "proxy",
+            )
+            s.address = await server.listen("127.0.0.1", 0)
+            body = (await s.ask(RequestCode.GET_ROUTEINFO_BY_TOPIC, {"topic": "t"})).body
+            assert f'"brokerAddrs":{{"0":"{s.address}"}}'.encode() in body
+            await server.close(1000)
+
+    asyncio.run(main())
+
+
 def test_mistakes_are_answered() -> None:
     async def main() -> None:
         async with stage() as s:
