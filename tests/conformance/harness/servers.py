@@ -36,6 +36,8 @@ class Server:
     grpc: str
     processes: tuple[subprocess.Popen[bytes], ...]
     log_path: Path
+    #: /healthz, /readyz, /metrics; Apache has none
+    http: str = ""
 
     @property
     def is_apache(self) -> bool:
@@ -81,6 +83,7 @@ def start_saturn(home: Path) -> Server:
         broker=ready["broker"],
         proxy_remoting=ready["proxy_remoting"],
         grpc=ready["grpc"],
+        http=ready["http"],
         processes=(process,),
         log_path=log_path,
     )
