@@ -44,6 +44,7 @@ from saturnmq.kernel.topic import (
     is_system_topic,
 )
 from saturnmq.net.grpc_server import Call, Kind, Method
+from saturnmq.proxy import reflection
 from saturnmq.proxy.messages import Incoming, set_time, take_in, to_client
 from saturnmq.proxy.proxy import Proxy, Received, ReceiveRequest, ReceiveResult
 from saturnmq.proxy.routing import TopicView, addresses_to_tell, is_ip, parse_advertise
@@ -159,7 +160,7 @@ def methods(proxy: Proxy) -> dict[bytes, Method]:
         "Telemetry": Method(Kind.BIDI, face.telemetry),
         **{name: Method(Kind.UNARY, partial(_not_yet, name)) for name in NOT_YET},
     }
-    return {f"/{SERVICE}/{name}".encode(): method for name, method in table.items()}
+    return {f"/{SERVICE}/{name}".encode(): method for name, method in table.items()} | reflection.methods([SERVICE])
 
 
 def _not_yet(name: str, call: Call, data: bytes) -> bytes:
@@ -414,7 +415,7 @@ class MessagingService:
             end_receive(call, status_of(error), self._clock.now_ms())
             return
         logger.error("ReceiveMessage of %s failed", call.peer, exc_info=error)
-        call.finish(GrpcStatus.INTERNAL, "internal error")
+        call.finish(GrpcStatus.INTERNAL, "internal error: the server's log has the details")
 
     def ack_message(self, call: Call, request: pb.AckMessageRequest) -> Reply[Message]:
         topic, group = request.topic.name, request.group.name
@@ -730,4 +731,4 @@ def _telemetry_failed(call: Call, error: BaseException) -> None:
         call.finish(told.status, told.message)
         return
     logger.error("Telemetry of %s failed", call.peer, exc_info=error)
-    call.finish(GrpcStatus.INTERNAL, "internal error")
+    call.finish(GrpcStatus.INTERNAL, "internal error: the server's log has the details")

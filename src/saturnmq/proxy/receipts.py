@@ -18,7 +18,7 @@ import msgspec
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Reply, hear
 from saturnmq.kernel.ports import BrokerPort, Delivery
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig
 
@@ -154,10 +154,7 @@ def settle(act: Callable[[], Reply[Any]], done: Callable[[Any], None], failed: C
     except SaturnError as error:
         failed(error)
         return
-    if isinstance(reply, Later):
-        reply.then(done, failed)
-    else:
-        done(reply)
+    hear(reply, done, failed)
 
 
 def _not_given_back(delivery: Delivery, error: BaseException) -> None:

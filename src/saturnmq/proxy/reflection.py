@@ -46,7 +46,7 @@ def _answer(request: pb.ServerReflectionRequest, response: pb.ServerReflectionRe
         elif question == "file_by_filename":
             _add_files(response, POOL.FindFileByName(request.file_by_filename))
         elif question == "file_containing_symbol":
-            _add_files(response, POOL.FindFileContainingSymbol(request.file_containing_symbol))
+            _add_files(response, _file_of(request.file_containing_symbol))
         elif question == "all_extension_numbers_of_type":
             # a proto3 interface has no extensions
             descriptor = POOL.FindMessageTypeByName(request.all_extension_numbers_of_type)
@@ -56,6 +56,17 @@ def _answer(request: pb.ServerReflectionRequest, response: pb.ServerReflectionRe
     except KeyError as error:
         response.error_response.error_code = GrpcStatus.NOT_FOUND
         response.error_response.error_message = str(error.args[0])
+
+
+def _file_of(symbol: str) -> FileDescriptor:
+    """Raises KeyError. The pool knows services, but not their methods by name."""
+    service, _, method = symbol.rpartition(".")
+    try:
+        return POOL.FindFileContainingSymbol(symbol)
+    except KeyError:
+        if method in POOL.FindServiceByName(service).methods_by_name:
+            return POOL.FindFileContainingSymbol(service)
+        raise
 
 
 def _add_files(response: pb.ServerReflectionResponse, file: FileDescriptor) -> None:

@@ -1,0 +1,390 @@
+"""Telemetry, Heartbeat, NotifyClientTermination: what clients are told, and who is known for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from proxy_fakes import Grpc, found, popped, receive_request, stream
+
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.errors import NotSupported, SystemBusy
+from saturnmq.kernel.later import Later
+from saturnmq.kernel.ports import ConsumeType, MessageModel, SendRequest
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
+from saturnmq.net.grpc_server import GrpcError, GrpcStatus
+from saturnmq.proxy import grpc, sessions
+from saturnmq.wire.proto import rocketmq_pb2 as pb
+
+
+@pytest.fixture
+def client() -> Grpc:
+    client = Grpc()
+    client.broker.add_topic("t")
+    return client
+
+
+def consumer(kind: pb.ClientType = pb.SIMPLE_CONSUMER, expression: str = "a || b", **fields: Any) -> pb.Settings:
+    entry = pb.SubscriptionEntry(
+        topic=pb.Resource(name="t"), expression=pb.FilterExpression(type=pb.TAG, expression=expression)
+    )
+    subscription = pb.Subscription(group=pb.Resource(name="g"), subscriptions=[entry])
+    return pb.Settings(client_type=kind, subscription=subscription, **fields)
+
+
+def producer(*topics: str, **fields: Any) -> pb.Settings:
+    publishing = pb.Publishing(topics=[pb.Resource(name=topic) for topic in topics])
+    return pb.Settings(client_type=pb.PRODUCER, publishing=publishing, **fields)
+
+
+def beat(client: Grpc) -> pb.Code:
+    request = pb.HeartbeatRequest(group=pb.Resource(name="g"), client_type=pb.SIMPLE_CONSUMER)
+    return client.ask("Heartbeat", request, pb.HeartbeatResponse).status.code
+
+
+def end(client: Grpc) -> pb.Code:
+    request = pb.NotifyClientTerminationRequest(group=pb.Resource(name="g"))
+    return client.ask("NotifyClientTermination", request, pb.NotifyClientTerminationResponse).status.code
+
+
+# -------------------------------------------------------------------------------------------------------- settings
+
+
+def test_a_producer(client: Grpc) -> None:
+    sent = producer("t", "u", user_agent=pb.UA(language=pb.PYTHON, version="5.1.2"))
+    sent.request_timeout.FromSeconds(3)
+    sent.backoff_policy.max_attempts = 99
+    sent.access_point.scheme = pb.IPv4
+    told = client.settings(sent)
+    assert told.publishing.max_body_size == 4 * 1024 * 1024
+    assert told.publishing.validate_message_type
+    assert [topic.name for topic in told.publishing.topics] == ["t", "u"]
+    policy = told.backoff_policy
+    assert policy.max_attempts == 3
+    assert policy.exponential_backoff.initial.ToMilliseconds() == 10
+    assert policy.exponential_backoff.max.ToMilliseconds() == 1000
+    assert policy.exponential_backoff.multiplier == 2
+    assert told.HasField("metric")
+    assert not told.metric.on
+    # what the client said of itself comes back
+    assert told.request_timeout == sent.request_timeout
+    assert told.user_agent == sent.user_agent
+    assert told.access_point == sent.access_point
+    assert client.broker.producers == [("client-1", "t"), ("client-1", "u")]
+
+
+def test_a_producer_without_topics(client: Grpc) -> None:
+    assert client.settings(producer()).HasField("metric")
+    assert beat(client) == pb.OK
+
+
+@pytest.mark.parametrize(
+    ("kind", "consume_type"), [(pb.SIMPLE_CONSUMER, ConsumeType.ACTIVELY), (pb.PUSH_CONSUMER, ConsumeType.PASSIVELY)]
+)
+def test_a_consumer(client: Grpc, kind: pb.ClientType, consume_type: ConsumeType) -> None:
+    told = client.settings(consumer(kind))
+    assert told.subscription.receive_batch_size == 32
+    assert told.subscription.long_polling_timeout.ToSeconds() == 20
+    assert told.subscription.HasField("fifo")
+    assert not told.subscription.fifo
+    assert told.subscription.group.name == "g"
+    assert told.backoff_policy.max_attempts == 17
+    waits = [wait.ToMilliseconds() for wait in told.backoff_policy.customized_backoff.next]
+    assert (len(waits), waits[0], waits[-1]) == (18, 1_000, 7_200_000)
+    assert told.HasField("metric")
+    ((client_id, membership),) = client.broker.consumers
+    assert (client_id, membership.group, membership.consume_type) == ("client-1", "g", consume_type)
+    assert membership.message_model is MessageModel.CLUSTERING
+    assert membership.subscriptions[0].tags == {"a", "b"}
+
+
+def test_a_group_with_settings_of_its_own(client: Grpc) -> None:
+    policy = GroupRetryPolicy(type="EXPONENTIAL", exponential_retry_policy=ExponentialRetry(1_000, 60_000, 3))
+    client.broker.groups["g"] = GroupConfig(
+        group_name="g", consume_message_orderly=True, retry_max_times=4, group_retry_policy=policy
+    )
+    told = client.settings(consumer(pb.PUSH_CONSUMER))
+    assert told.subscription.fifo
+    assert told.backoff_policy.max_attempts == 5
+    backoff = told.backoff_policy.exponential_backoff
+    assert (backoff.initial.ToMilliseconds(), backoff.max.ToMilliseconds(), backoff.multiplier) == (1_000, 60_000, 3)
+    client.broker.groups["g"].group_retry_policy = GroupRetryPolicy(
+        type="CUSTOMIZED", customized_retry_policy=CustomizedRetry([1_500])
+    )
+    told = client.settings(consumer(pb.PUSH_CONSUMER))
+    assert [wait.ToMilliseconds() for wait in told.backoff_policy.customized_backoff.next] == [1_500]
+
+
+@pytest.mark.parametrize("kind", ["EXPONENTIAL", "CUSTOMIZED"])
+def test_a_strategy_is_always_told(client: Grpc, kind: str) -> None:
+    client.broker.groups["g"] = GroupConfig(group_name="g", group_retry_policy=GroupRetryPolicy(type=kind))
+    told = client.settings(consumer())
+    assert told.backoff_policy.WhichOneof("strategy") == f"{kind.lower()}_backoff"
+
+
+def test_a_group_that_does_not_exist_is_told_when_it_receives(client: Grpc) -> None:
+    client.broker.auto_create_groups = False
+    assert client.settings(consumer()).backoff_policy.max_attempts == 17
+    assert stream(client.receive(receive_request()))[0].code == pb.CONSUMER_GROUP_NOT_FOUND
+
+
+def test_limits_of_the_server_are_told() -> None:
+    client = Grpc(
+        ProxyConfig(
+            max_message_size=1000,
+            enable_topic_message_type_check=False,
+            grpc_client_producer_max_attempts=7,
+            grpc_client_consumer_long_polling_batch_size=9,
+        )
+    )
+    told = client.settings(producer())
+    assert (told.publishing.max_body_size, told.publishing.validate_message_type) == (1000, False)
+    assert told.backoff_policy.max_attempts == 7
+    assert client.settings(consumer()).subscription.receive_batch_size == 9
+
+
+def test_settings_that_have_to_wait(client: Grpc) -> None:
+    for outcome in (GroupConfig(group_name="g", retry_max_times=1), None):
+        config: Later[GroupConfig | None] = Later()
+        client.broker.answers["group_config"] = [config]
+        call = client.telemetry()
+        assert call.on_message is not None
+        call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
+        assert not call.out
+        config.resolve(outcome)
+        told = pb.TelemetryCommand.FromString(call.out[0]).settings
+        assert told.backoff_policy.max_attempts == (2 if outcome else 17)
+
+
+def test_settings_that_fail_later(client: Grpc, caplog: pytest.LogCaptureFixture) -> None:
+    for error, status in ((SystemBusy("busy"), GrpcStatus.INVALID_ARGUMENT), (KeyError(), GrpcStatus.INTERNAL)):
+        config: Later[GroupConfig | None] = Later()
+        client.broker.answers["group_config"] = [config]
+        call = client.telemetry()
+        assert call.on_message is not None
+        call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
+        config.fail(error)
+        assert call.ended is not None
+        assert call.ended[0] == status
+    assert "KeyError" in caplog.text
+
+
+def test_fields_of_the_future_come_back(client: Grpc) -> None:
+    call = client.telemetry()
+    assert call.on_message is not None
+    unknown = b"\xa2\x06\x03new"  # field 100, a string
+    settings = producer().SerializeToString() + unknown
+    call.on_message(b"\x12" + bytes([len(settings)]) + settings)
+    assert unknown in call.out[0]
+
+
+def with_properties(**properties: str) -> pb.Settings:
+    settings = producer()
+    settings.client_properties.update(properties)
+    return settings
+
+
+BAD_SETTINGS = [
+    pb.Settings(client_type=pb.PRODUCER),
+    producer("TBW102"),
+    producer("a b"),
+    consumer(expression="||"),
+    pb.Settings(client_type=pb.PUSH_CONSUMER, subscription=pb.Subscription(group=pb.Resource(name="a b"))),
+    with_properties(**{f"k{index}": "" for index in range(33)}),
+    with_properties(**{"1": "x"}),
+    with_properties(**{"k" * 65: "x"}),
+    with_properties(k="x" * 257),
+    with_properties(**{f"k{index}": "x" * 200 for index in range(21)}),
+]
+
+
+@pytest.mark.parametrize("settings", BAD_SETTINGS)
+def test_settings_that_are_wrong_end_the_stream(client: Grpc, settings: pb.Settings) -> None:
+    with pytest.raises(GrpcError) as caught:
+        client.settings(settings)
+    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    assert len(client.proxy.sessions) == 0
+
+
+def test_client_properties_within_their_limits(client: Grpc) -> None:
+    sent = with_properties(**{f"k{index}": "x" * 100 for index in range(32)})
+    assert client.settings(sent).client_properties == sent.client_properties
+
+
+@pytest.mark.parametrize("kind", [pb.PULL_CONSUMER, pb.LITE_PUSH_CONSUMER, pb.LITE_SIMPLE_CONSUMER])
+def test_clients_of_a_later_version(client: Grpc, kind: pb.ClientType) -> None:
+    with pytest.raises(GrpcError, match="not supported by this version") as caught:
+        client.settings(consumer(kind))
+    assert caught.value.status == GrpcStatus.UNIMPLEMENTED
+
+
+def test_a_stream_without_a_client_id(client: Grpc) -> None:
+    client.headers = {}
+    with pytest.raises(GrpcError, match="x-mq-client-id"):
+        client.settings(producer())
+
+
+def test_bytes_that_are_no_command(client: Grpc) -> None:
+    call = client.telemetry()
+    assert call.on_message is not None
+    with pytest.raises(GrpcError) as caught:
+        call.on_message(b"\xff\xff\xff")
+    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+
+
+def test_answers_that_nobody_waits_for(client: Grpc) -> None:
+    call = client.telemetry()
+    assert call.on_message is not None
+    for command in (
+        pb.TelemetryCommand(thread_stack_trace=pb.ThreadStackTrace(nonce="1")),
+        pb.TelemetryCommand(verify_message_result=pb.VerifyMessageResult(nonce="1")),
+        pb.TelemetryCommand(),
+    ):
+        call.on_message(command.SerializeToString())
+    assert call.open
+    assert not call.out
+
+
+# ---------------------------------------------------------------------------------------------------------- lives
+
+
+def test_a_heartbeat_keeps_alive(client: Grpc) -> None:
+    client.settings(consumer())
+    for _ in range(30):
+        client.clock.advance(10_000)
+        assert beat(client) == pb.OK
+    assert len(client.broker.consumers) == 31, "and tells the broker so"
+    assert not client.broker.left
+
+
+def test_a_heartbeat_of_nobody(client: Grpc) -> None:
+    assert beat(client) == pb.UNRECOGNIZED_CLIENT_TYPE
+
+
+def test_silence_ends_a_client(client: Grpc) -> None:
+    client.settings(consumer())
+    client.clock.advance(119_000)
+    assert not client.broker.left
+    client.clock.advance(6_000)
+    assert client.broker.left == [("client-1", None)]
+    assert beat(client) == pb.UNRECOGNIZED_CLIENT_TYPE
+
+
+def test_nothing_is_looked_at_while_nobody_is_there(client: Grpc) -> None:
+    client.settings(consumer())
+    end(client)
+    client.clock.advance(10_000)
+    fired: list[int] = []
+    client.clock.call_at(client.clock.now_ms() + 3_600_000, lambda: fired.append(1))
+    client.clock.advance(3_600_000)
+    assert fired
+    assert client.proxy.sessions._scan is None
+
+
+def test_a_client_says_that_it_ends(client: Grpc) -> None:
+    client.settings(consumer())
+    assert end(client) == pb.OK
+    assert client.broker.left == [("client-1", None)]
+    assert end(client) == pb.OK, "whoever is gone may say so twice"
+
+
+def test_settings_anew(client: Grpc) -> None:
+    call = client.telemetry()
+    client.settings(producer("t", "u"), call)
+    client.settings(producer("u", "v"), call)
+    assert client.broker.left == [("client-1", "t")]
+    client.settings(consumer(), call)
+    assert sorted(group or "" for _, group in client.broker.left[1:]) == ["u", "v"]
+    changed = consumer()
+    changed.subscription.group.name = "g2"
+    client.settings(changed, call)
+    assert client.broker.left[-1] == ("client-1", "g")
+
+
+@pytest.mark.parametrize(("said", "known"), [(b"GO", "GO"), (b"HTTP", "HTTP"), (b"KLINGON", "OTHER"), (b"", "OTHER")])
+def test_languages(client: Grpc, said: bytes, known: str) -> None:
+    client.headers = client.headers | {b"x-mq-language": said}
+    client.settings(consumer())
+    session = client.proxy.sessions.get("client-1")
+    assert session is not None
+    assert session.language == known
+
+
+def test_the_stream_of_a_client(client: Grpc) -> None:
+    first, second = client.telemetry(), client.telemetry()
+    client.settings(consumer(), first)
+    session = client.proxy.sessions.get("client-1")
+    assert session is not None
+    client.settings(consumer(), second)
+    first.cancel()
+    assert session.stream is second
+    assert second.on_half_close is not None
+    second.on_half_close()
+    assert session.stream is None
+    assert second.ended == (GrpcStatus.OK, "")
+
+
+def test_the_proxy_stops(client: Grpc) -> None:
+    call = client.telemetry()
+    client.settings(consumer(pb.PUSH_CONSUMER), call)
+    one = popped()
+    client.broker.answers["pop"] = [found([one])]
+    client.receive(receive_request(auto_renew=True))
+    client.proxy.close()
+    assert call.ended == (GrpcStatus.OK, "")
+    assert client.broker.settled == [("change", one.queue_offset, 1000)]
+
+
+def test_there_is_a_limit(client: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_CLIENTS", 2)
+    for name in (b"a", b"b"):
+        client.headers = {b"x-mq-client-id": name}
+        client.settings(producer())
+    client.headers = {b"x-mq-client-id": b"c"}
+    assert stream(client.receive(receive_request()))[0].code == pb.TOO_MANY_REQUESTS
+
+
+def test_request_reply_is_not_for_grpc(client: Grpc) -> None:
+    client.settings(consumer())
+    session = client.proxy.sessions.get("client-1")
+    assert session is not None
+    session.consumers_changed("g")  # nothing to tell
+    with pytest.raises(NotSupported):
+        session.reply_message(SendRequest(producer_group="p", messages=[], properties={}), 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+@pytest.mark.parametrize("rpc", grpc.NOT_YET)
+def test_rpcs_of_a_later_version(client: Grpc, rpc: str) -> None:
+    with pytest.raises(GrpcError, match=f"{rpc} is not supported by this version") as caught:
+        client.start(rpc, b"")
+    assert caught.value.status == GrpcStatus.UNIMPLEMENTED
+
+
+def test_every_rpc_of_the_interface_has_an_answer(client: Grpc) -> None:
+    from saturnmq.wire.proto import POOL
+
+    service = POOL.FindServiceByName(grpc.SERVICE)
+    assert {f"/{grpc.SERVICE}/{method.name}".encode() for method in service.methods} <= client.table.keys()
+    assert len(service.methods) == 17
+
+
+@pytest.mark.parametrize("rpc", ["QueryRoute", "Heartbeat", "SendMessage", "AckMessage", "ReceiveMessage"])
+def test_bytes_that_are_no_request(client: Grpc, rpc: str) -> None:
+    with pytest.raises(GrpcError) as caught:
+        client.start(rpc, b"\xff\xff\xff")
+    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+
+
+def test_every_error_has_a_code() -> None:
+    from saturnmq.kernel import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SaturnError)]
+    assert set(kinds) == set(grpc.CODES)
+
+    class Stranger(errors.IllegalTag):
+        """New."""
+
+    assert grpc.status_of(Stranger()) == pb.Status(code=pb.ILLEGAL_MESSAGE_TAG, message="New.")
