@@ -247,12 +247,12 @@ class ServerConnection:
         self._receive_window -= size
         if self._receive_window < self._receive_window_low:
             self._open_connection_window()
+        if flags & frames.PADDED:
+            data = _unpad(data)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._on_data_without_stream(flags, stream_id)
             return
-        if flags & frames.PADDED:
-            data = _unpad(data)
         ended = flags & frames.END_STREAM
         state = NEXT_STATE[stream.state][Move.RECEIVE_END if ended else Move.RECEIVE]
         if state is None:
