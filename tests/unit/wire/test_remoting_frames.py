@@ -158,7 +158,17 @@ def test_languages_come_by_name(language: str | None, expected: LanguageCode) ->
 
 
 @pytest.mark.parametrize(
-    "header", ["[]", "3", "{", '{"code":"x"}', '{"extFields":[1]}', '{"opaque":{}}', '{"code":' + "9" * 5000 + "}"]
+    "header",
+    [
+        "[]",
+        "3",
+        "{",
+        '{"code":"x"}',
+        '{"extFields":[1]}',
+        '{"opaque":{}}',
+        '{"code":' + "9" * 5000 + "}",
+        '{"x":' + "[" * 100_000,
+    ],
 )
 def test_json_that_is_no_header_is_a_protocol_error(header: str) -> None:
     with pytest.raises(errors.ProtocolError):

@@ -142,7 +142,7 @@ def decode_frame(data: bytes, at: int, end: int) -> Command:
 def _decode_json(header: bytes, body: bytes) -> Command:
     try:
         h = _header_decoder.decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         h = _tolerant_header(header)
     language = _LANGUAGES.get(h.language, _OTHER)
     return Command(h.code, h.opaque, h.flag, language, h.version, h.remark, h.extFields, body)
