@@ -161,6 +161,14 @@ class LongPolls:
                 if not bucket.due:
                     self._make_due(bucket)
 
+    def close(self) -> None:
+        """The broker stops: everyone's wait is over now, and nobody may wait any more."""
+        self._in_all = 0
+        for _, _, waiter in list(self._deadlines):
+            if waiter.waiting:
+                self._forget(waiter)
+                waiter.wake(True)
+
     def _admit(self, topic: str, queue_id: int, group: str | None) -> None:
         """Count one more. Raises SystemBusy at a limit."""
         if self._count >= self._in_all:

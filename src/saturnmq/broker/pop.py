@@ -33,6 +33,8 @@ from itertools import compress
 
 import msgspec
 
+from saturnmq.broker.acks import Acks
+from saturnmq.broker.fifo import Orders
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
@@ -47,22 +49,18 @@ from saturnmq.kernel.config import GIB, BrokerConfig
 from saturnmq.kernel.errors import (
     GroupNotFound,
     InvalidParameter,
-    InvalidReceiptHandle,
     NoPermission,
-    NoSuchMessage,
     SaturnError,
-    ServiceUnavailable,
     SystemBusy,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply, after
-from saturnmq.kernel.message import Appended, Message
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.kernel.ports import Delivery, InvisibleChanged, Popped, PopRequest, PopResult, PopStatus
+from saturnmq.kernel.ports import Popped, PopRequest, PopResult, PopStatus
 from saturnmq.kernel.topic import READ, RETRY_PREFIX, TopicConfig, pop_retry_topic
 from saturnmq.store.store import Found, FoundStatus, Store
-from saturnmq.wire.record import decode, encode_stored, reconsume_times
+from saturnmq.wire.record import MAX_PROPERTIES_BYTES, decode, encode_stored, reconsume_times
 
 #: messages of one pop (PopMessageProcessor)
 MAX_MESSAGES = 32
@@ -136,7 +134,7 @@ class _Pop:
 
 
 class Pops:
-    """Pop, acknowledge, change and renew. Owns the leases of the broker."""
+    """Takes messages for consumers. Owns the leases of the broker, and everything that follows from them."""
 
     def __init__(
         self,
@@ -158,9 +156,15 @@ class Pops:
         self._records = ReviveRecords(store, topic, config.broker_name)
         self._log = ReviveLog(store, topic, config.revive_queue_num, self.leases, offsets, self._records, clock)
         self._revival = Revival(store, clock, topics, self.leases, self._records, self._log, polls, metrics)
+        self._orders = Orders(
+            config.revive_queue_num, self.leases, offsets, self._records, self._log, self._revival, polls
+        )
+        self._acks = Acks(store, clock, offsets, self.leases, self._records, self._log, self._revival, self._orders)
+        self.ack = self._acks.ack
+        self.change_invisible = self._acks.change_invisible
+        self.renew = self._acks.renew
         self._shares: dict[tuple[str, str], _Share] = {}
         self._revive_queue_id = 0
-        self._ready = False
         self._messages_out = metrics.counter(
             "rocketmq_messages_out_total", "Messages that were taken", ("topic", "consumer_group")
         )
@@ -175,15 +179,10 @@ class Pops:
 
     def start(self) -> Reply[None]:
         """Rebuild the leases from the log, and watch over them. Until it answers, requests are refused."""
-        return after(self._log.replay(self._clock.now_ms()), self._started)
-
-    def _started(self, _: None) -> None:
-        self._ready = True
-        self._revival.watch()
+        return after(self._log.replay(self._clock.now_ms()), lambda _: self._revival.watch())
 
     def stop(self) -> None:
         """No more leases end; the offsets know how far a restart must read. They must be written after it."""
-        self._ready = False
         self._revival.stop()
         self._log.close()
 
@@ -192,11 +191,9 @@ class Pops:
     def pop(self, request: PopRequest) -> Reply[PopResult]:
         """Answers at once when there is something, else within `wait_ms`."""
         fifo = self._admit(request)
-        share = self._share(request)
-        now_ms = self._clock.now_ms()
-        pop = _Pop(request, share, fifo, now_ms + request.wait_ms)
+        pop = _Pop(request, self._share(request), fifo, self._clock.now_ms() + request.wait_ms)
         result = self._attempt(pop)
-        if result is None and pop.later is None:
+        if result is None and not pop.cold:
             result = self._wait(pop)
         if result is None:
             assert pop.later is not None
@@ -205,7 +202,7 @@ class Pops:
 
     def _admit(self, request: PopRequest) -> bool:
         """Whether the queues are popped in order. Raises unless the group may read the topic."""
-        self._check_ready()
+        self._log.check_ready()
         if not self._config.broker_permission & READ:
             raise NoPermission(f"the broker[{self._config.broker_name}] pop message is forbidden")
         if not 1 <= request.max_messages <= MAX_MESSAGES:
@@ -229,11 +226,8 @@ class Pops:
             raise NoPermission(f"subscription group no permission, {request.group}")
         return request.fifo or group.consume_message_orderly
 
-    def _check_ready(self) -> None:
-        if not self._ready:
-            raise ServiceUnavailable("the broker reads its leases after a restart, or stops; try again")
-
     def _share(self, request: PopRequest) -> _Share:
+        """With the queues that the topics have now."""
         group, name = request.group, request.topic
         share = self._shares.get((group, name))
         if share is None:
@@ -241,7 +235,8 @@ class Pops:
             for retry, _ in share.retry_topics:
                 self._polls.link(retry, name, group)
         topic = self._topics.get(name)
-        assert topic is not None
+        if topic is None:
+            raise TopicNotFound(f"topic[{name}] not exist any more")
         if len(share.queues) != topic.read_queue_nums:
             share.queues = self._begin(share, topic, TopicKind.NORMAL, request.from_latest)
         for retry, kind in share.retry_topics:
@@ -300,7 +295,7 @@ class Pops:
         if committed != queue.committed:
             self._place(queue, committed if committed >= 0 else self._first_offset(queue, from_latest))
             if queue.order is not None:
-                self._write_order(queue, None, queue.next_offset, self._clock.now_ms())
+                self._orders.write(queue, None, self._clock.now_ms())
 
     def _attempt(self, pop: _Pop) -> PopResult | None:
         """Take what there is. None: nothing, or `pop.cold`: goes on later."""
@@ -387,7 +382,8 @@ class Pops:
 
     def _again(self, pop: _Pop, later: Later[PopResult]) -> None:
         try:
-            self._check_ready()
+            self._log.check_ready()
+            pop.share = self._share(pop.request)
             result = self._attempt(pop)
             if result is None and not pop.cold:
                 result = self._wait(pop)
@@ -500,6 +496,8 @@ class Pops:
             f"{int(check_point.queue.kind)} {self._config.broker_name} {message.queue_id} {message.queue_offset}"
         )
         packed = properties.encode(pairs)
+        if len(packed) > MAX_PROPERTIES_BYTES:
+            packed = message.properties
         return encode_stored(msgspec.structs.replace(message, topic=topic, properties=packed))
 
     def _count(self, take: _Take) -> None:
@@ -554,7 +552,7 @@ class Pops:
             if left is not None and not found.min_offset <= offset < found.max_offset:
                 left = left.acknowledge(offset)
         assert left != order
-        self._write_order(queue, left, queue.next_offset, self._clock.now_ms())
+        self._orders.write(queue, left, self._clock.now_ms())
         self._polls.wake(queue.topic, queue.group, queue.queue_id)
 
     def _take_new(self, pop: _Pop, take: _Take, most: int) -> None:
@@ -592,14 +590,14 @@ class Pops:
         ]
         places = self._log.append(
             [
-                self._order_record(take.queue, order, take.next_offset, now_ms)
+                self._orders.record(take.queue, order, take.next_offset, now_ms)
                 for take, order in zip(pop.takes, orders, strict=True)
             ]
         )
         messages: list[Popped] = []
         for take, order, place in zip(pop.takes, orders, places, strict=True):
             queue = take.queue
-            self._put_order(queue, order, take.next_offset, place)
+            self._orders.put(queue, order, take.next_offset, place)
             self._count(take)
             messages += [
                 Popped(
@@ -622,159 +620,6 @@ class Pops:
             messages=messages,
         )
 
-    def _order_record(self, queue: GroupQueue, order: Order | None, next_offset: int, now_ms: int) -> Message:
-        committed = next_offset if order is None else order.offsets[0]
-        revive_queue_id = queue.queue_id % self._config.revive_queue_num
-        return self._records.order(queue, order, committed, next_offset, revive_queue_id, now_ms)
-
-    def _put_order(self, queue: GroupQueue, order: Order | None, next_offset: int, place: Appended) -> None:
-        self.leases.put_order(queue, order, place.queue_id, place.queue_offset)
-        queue.next_offset = queue.recorded = next_offset
-        self._commit(queue, next_offset if order is None else order.offsets[0])
-
-    def _write_order(self, queue: GroupQueue, order: Order | None, next_offset: int, now_ms: int) -> Appended:
-        """The queue has another batch now. Raises ServiceUnavailable, and leaves it as it was."""
-        [place] = self._log.append([self._order_record(queue, order, next_offset, now_ms)])
-        self._put_order(queue, order, next_offset, place)
-        self._revival.watch()
-        if order is None or order.free_at_ms <= now_ms:
-            self._polls.wake(queue.topic, queue.group, queue.queue_id)
-        return place
-
-    # ------------------------------------------------------------------------------- what a handle can ask for
-
-    def ack(self, delivery: Delivery) -> Reply[None]:
-        """Done with it. Raises InvalidReceiptHandle, NoSuchMessage."""
-        queue, now_ms = self._queue_of(delivery), self._clock.now_ms()
-        if delivery.revive_queue_id == ORDER_REVIVE_QUEUE:
-            order = self._held_in_order(queue, delivery, now_ms)
-            if order is None:
-                return None
-            place = self._write_order(queue, order.acknowledge(delivery.queue_offset), queue.next_offset, now_ms)
-        else:
-            check_point = self._held(queue, delivery, now_ms)
-            if check_point is None:
-                return None
-            offset = delivery.queue_offset
-            [place] = self._log.append([self._records.acknowledgement(check_point, offset, now_ms)])
-            self.leases.close(check_point, offset, now_ms, acknowledged=True)
-        return self._store.when_durable(place.end, None)
-
-    def change_invisible(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged]:
-        """Hide it for `invisible_ms` from now on; another handle is good. Raises InvalidReceiptHandle, NoSuchMessage."""
-        if delivery.revive_queue_id == ORDER_REVIVE_QUEUE:
-            return self._hide_in_order(delivery, invisible_ms, renews=False)
-        return self._hide(delivery, invisible_ms, renews=False)
-
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[None]:
-        """Hide it for `invisible_ms` from now on; the handle stays good. Raises InvalidReceiptHandle, NoSuchMessage."""
-        if delivery.revive_queue_id == ORDER_REVIVE_QUEUE:
-            return after(self._hide_in_order(delivery, invisible_ms, renews=True), lambda _: None)
-        return after(self._hide(delivery, invisible_ms, renews=True), lambda _: None)
-
-    def _hide(self, delivery: Delivery, invisible_ms: int, *, renews: bool) -> Reply[InvisibleChanged]:
-        """A new check point, then an acknowledgement for the one before: in Apache's eyes too it is another lease."""
-        queue, now_ms = self._queue_of(delivery), self._clock.now_ms()
-        before = self._held(queue, delivery, now_ms)
-        if before is None:
-            raise InvalidReceiptHandle(f"{_name(delivery)} is acknowledged already")
-        pop_ms = max(now_ms, before.pop_ms + 1)  # else the two could not be told apart
-        check_point = CheckPoint(
-            queue=queue,
-            start=delivery.queue_offset,
-            pop_ms=pop_ms,
-            invisible_ms=invisible_ms,
-            handle_ms=before.handle_ms if renews else pop_ms,
-            claim_ms=max(before.claim_ms, pop_ms + invisible_ms),
-            revive_queue_id=before.revive_queue_id,
-            revive_offset=-1,
-            offsets=(delivery.queue_offset,),
-            pending=1,
-            changed=True,
-        )
-        [place, closed] = self._log.append(
-            [
-                self._records.check_point(check_point, check_point.offsets, now_ms),
-                self._records.acknowledgement(before, delivery.queue_offset, now_ms),
-            ]
-        )
-        check_point.revive_offset = place.queue_offset
-        self.leases.grant(check_point)
-        self._revival.watch()
-        changed = InvisibleChanged(pop_ms, invisible_ms, check_point.revive_queue_id)
-        return self._store.when_durable(closed.end, changed)
-
-    def _hide_in_order(self, delivery: Delivery, invisible_ms: int, *, renews: bool) -> Reply[InvisibleChanged]:
-        """The pop time of the batch stays; a new handle names the time from then on (as Apache's)."""
-        queue, now_ms = self._queue_of(delivery), self._clock.now_ms()
-        order = self._held_in_order(queue, delivery, now_ms)
-        if order is None:
-            raise InvalidReceiptHandle(f"{_name(delivery)} is acknowledged already")
-        offset, end_ms = delivery.queue_offset, now_ms + invisible_ms
-        handle_ms = order.handle_ms(offset) if renews else end_ms - order.pop_ms
-        place = self._write_order(queue, order.hide(offset, end_ms, handle_ms), queue.next_offset, now_ms)
-        changed = InvisibleChanged(order.pop_ms, handle_ms, ORDER_REVIVE_QUEUE)
-        return self._store.when_durable(place.end, changed)
-
-    def _queue_of(self, delivery: Delivery) -> GroupQueue:
-        self._check_ready()
-        group, topic = delivery.group, delivery.topic
-        if delivery.topic_kind is not TopicKind.NORMAL and not topic.startswith(RETRY_PREFIX):
-            topic = pop_retry_topic(group, topic, v2=delivery.topic_kind is TopicKind.RETRY_V2)
-        queue = self.leases.find(group, topic, delivery.queue_id)
-        if queue is None:
-            # not popped since the restart; the offset may tell that it was before
-            queue = GroupQueue(group, topic, delivery.queue_id, delivery.topic_kind)
-            queue.next_offset = self._offsets.get(group, topic, delivery.queue_id)
-        return queue
-
-    def _held(self, queue: GroupQueue, delivery: Delivery, now_ms: int) -> CheckPoint | None:
-        """The lease that the handle is good for; None when the handle acknowledged the message. Raises otherwise."""
-        offset = delivery.queue_offset
-        check_point = queue.leases.get(offset)
-        if check_point is not None:
-            if check_point.handle_ms != delivery.pop_ms:
-                raise _replaced(delivery)
-            if check_point.until_ms <= now_ms:
-                raise _expired(delivery, check_point.until_ms)
-            return check_point
-        self._check_given(queue, delivery)
-        over = queue.over.get(offset)
-        if over is None:
-            if delivery.pop_ms + delivery.invisible_ms <= now_ms:
-                raise _expired(delivery, delivery.pop_ms + delivery.invisible_ms)
-        elif over.handle_ms != delivery.pop_ms:
-            raise _replaced(delivery)
-        elif not over.acknowledged or over.until_ms <= now_ms:
-            raise _expired(delivery, over.until_ms)
-        return None
-
-    def _held_in_order(self, queue: GroupQueue, delivery: Delivery, now_ms: int) -> Order | None:
-        """The batch that the handle is good for; None when the handle acknowledged the message. Raises otherwise."""
-        order, offset = queue.order, delivery.queue_offset
-        if order is None or offset not in order.offsets:
-            self._check_given(queue, delivery)
-            end_ms = delivery.pop_ms + delivery.invisible_ms
-        elif (delivery.pop_ms, delivery.invisible_ms) != (order.pop_ms, order.handle_ms(offset)):
-            raise _replaced(delivery)
-        else:
-            end_ms = order.end_ms(offset)
-        if end_ms <= now_ms:
-            raise _expired(delivery, end_ms)
-        return None if order is None or offset not in order.offsets or offset in order.acknowledged else order
-
-    def _check_given(self, queue: GroupQueue, delivery: Delivery) -> None:
-        """Raises unless the group was given the message once."""
-        offset = delivery.queue_offset
-        first = self._store.min_offset(queue.topic, queue.queue_id)
-        end = self._store.max_offset(queue.topic, queue.queue_id)
-        if not first <= offset < end:
-            raise NoSuchMessage(
-                f"{_name(delivery)} does not exist: queue {queue.queue_id} of {queue.topic} has {first} to {end - 1}"
-            )
-        if offset >= max(queue.next_offset, queue.high):
-            raise InvalidReceiptHandle(f"{_name(delivery)} was never received by this group: the handle is not ours")
-
 
 def _free(queue: GroupQueue, found: Found) -> _Take | None:
     """What was found, without messages that are under a lease (after a reset)."""
@@ -791,18 +636,3 @@ def _start(take: _Take) -> int:
     """What the check point counts from: the end of the one before, over what the filter skipped."""
     start = take.queue.recorded
     return start if take.offsets[-1] - start <= _MAX_DISTANCE else take.offsets[0]
-
-
-def _name(delivery: Delivery) -> str:
-    return f"message {delivery.queue_offset} of {delivery.topic}, queue {delivery.queue_id}, group {delivery.group},"
-
-
-def _expired(delivery: Delivery, end_ms: int) -> InvalidReceiptHandle:
-    return InvalidReceiptHandle(f"the receipt handle of {_name(delivery)} expired at {end_ms}")
-
-
-def _replaced(delivery: Delivery) -> InvalidReceiptHandle:
-    return InvalidReceiptHandle(
-        f"the receipt handle of {_name(delivery)} popped at {delivery.pop_ms} is not that of its current delivery: "
-        f"its invisible time was changed, or it was delivered again"
-    )

@@ -33,7 +33,7 @@ from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import Order
 from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.errors import SaturnError
+from saturnmq.kernel.errors import SaturnError, ServiceUnavailable
 from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply, after, chain
 from saturnmq.kernel.message import Appended, Message, StoredMessage
@@ -267,6 +267,13 @@ class ReviveLog:
         #: next offset of each revive queue
         self._ends = [0] * queues
         self._timer: Timer | None = None
+        #: replayed, and not closed
+        self._ready = False
+
+    def check_ready(self) -> None:
+        """Raises ServiceUnavailable while the leases are not known."""
+        if not self._ready:
+            raise ServiceUnavailable("the broker reads its leases after a restart, or stops; try again")
 
     def append(self, messages: list[Message]) -> list[Appended]:
         """Revive records, perhaps with messages that belong to them. Raises ServiceUnavailable."""
@@ -303,6 +310,7 @@ class ReviveLog:
 
     def close(self) -> None:
         """Before the offsets are written for the last time."""
+        self._ready = False
         if self._timer is not None:
             self._timer.cancel()
             self.advance()
@@ -336,6 +344,7 @@ class ReviveLog:
     def _replayed(self, ends: list[int], replay: _Replay) -> None:
         self._ends = ends
         replay.finish()
+        self._ready = True
         if replay.count:
             log.info("%d records of leases read, %d messages are in flight", replay.count, self._leases.in_flight)
 
