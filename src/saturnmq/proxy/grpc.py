@@ -46,7 +46,7 @@ from saturnmq.kernel.topic import (
 from saturnmq.net.grpc_server import Call, Kind, Method
 from saturnmq.proxy import reflection
 from saturnmq.proxy.messages import Incoming, set_time, take_in, to_client
-from saturnmq.proxy.proxy import Proxy, Received, ReceiveRequest, ReceiveResult
+from saturnmq.proxy.proxy import Proxy, Received, ReceiveRequest, ReceiveResult, existing
 from saturnmq.proxy.routing import TopicView, addresses_to_tell, is_ip, parse_advertise
 from saturnmq.proxy.settings import check_client_properties, complete_consumer, complete_producer
 from saturnmq.wire.grpc import GrpcError, GrpcStatus
@@ -499,12 +499,12 @@ class MessagingService:
                 "the settings have neither `publishing` nor `subscription`: is this a producer or a consumer?"
             )
         membership = _membership(sent)
-        self._join(call, client_id, membership, ())
         broker = next(iter(self._proxy.brokers.values()))
 
-        def complete(group: GroupConfig | None) -> pb.Settings:
-            # a group that does not exist is told when something is received for it
-            return complete_consumer(sent, self._config, group or GroupConfig(group_name=membership.group))
+        def complete(found: GroupConfig | None) -> pb.Settings:
+            group = existing(found, membership.group)
+            self._join(call, client_id, membership, ())
+            return complete_consumer(sent, self._config, group)
 
         return after(broker.group_config(membership.group), complete)
 

@@ -19,6 +19,10 @@ MAX_CLIENT_PROPERTY_VALUE = 256
 MAX_CLIENT_PROPERTIES_BYTES = 4096
 CLIENT_PROPERTY_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}\Z")
 
+#: lite topics come in a later version, but Python's lite consumers refuse settings without these; Apache's defaults
+LITE_SUBSCRIPTION_QUOTA = 2000
+MAX_LITE_TOPIC_SIZE = 64
+
 
 def check_client_properties(sent: pb.Settings) -> None:
     """Raises InvalidParameter with the limit that is broken."""
@@ -62,6 +66,8 @@ def complete_consumer(sent: pb.Settings, config: ProxyConfig, group: GroupConfig
     subscription.fifo = group.consume_message_orderly
     subscription.receive_batch_size = config.grpc_client_consumer_long_polling_batch_size
     subscription.long_polling_timeout.FromMilliseconds(config.grpc_client_consumer_max_long_polling_timeout_millis)
+    subscription.lite_subscription_quota = LITE_SUBSCRIPTION_QUOTA
+    subscription.max_lite_topic_size = MAX_LITE_TOPIC_SIZE
     policy = settings.backoff_policy
     policy.max_attempts = group.retry_max_times + 1
     retry = group.group_retry_policy

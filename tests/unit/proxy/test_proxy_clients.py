@@ -88,6 +88,7 @@ def test_a_consumer(client: Grpc, kind: pb.ClientType, consume_type: ConsumeType
     assert told.subscription.HasField("fifo")
     assert not told.subscription.fifo
     assert told.subscription.group.name == "g"
+    assert (told.subscription.lite_subscription_quota, told.subscription.max_lite_topic_size) == (2000, 64)
     assert told.backoff_policy.max_attempts == 17
     waits = [wait.ToMilliseconds() for wait in told.backoff_policy.customized_backoff.next]
     assert (len(waits), waits[0], waits[-1]) == (18, 1_000, 7_200_000)
@@ -122,10 +123,12 @@ def test_a_strategy_is_always_told(client: Grpc, kind: str) -> None:
     assert told.backoff_policy.WhichOneof("strategy") == f"{kind.lower()}_backoff"
 
 
-def test_a_group_that_does_not_exist_is_told_when_it_receives(client: Grpc) -> None:
+def test_a_group_that_does_not_exist(client: Grpc) -> None:
     client.broker.auto_create_groups = False
-    assert client.settings(consumer()).backoff_policy.max_attempts == 17
-    assert stream(client.receive(receive_request()))[0].code == pb.CONSUMER_GROUP_NOT_FOUND
+    with pytest.raises(GrpcError, match="the consumer group g does not exist: create it") as caught:
+        client.settings(consumer())
+    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    assert len(client.proxy.sessions) == 0
 
 
 def test_limits_of_the_server_are_told() -> None:
@@ -144,16 +147,14 @@ def test_limits_of_the_server_are_told() -> None:
 
 
 def test_settings_that_have_to_wait(client: Grpc) -> None:
-    for outcome in (GroupConfig(group_name="g", retry_max_times=1), None):
-        config: Later[GroupConfig | None] = Later()
-        client.broker.answers["group_config"] = [config]
-        call = client.telemetry()
-        assert call.on_message is not None
-        call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
-        assert not call.out
-        config.resolve(outcome)
-        told = pb.TelemetryCommand.FromString(call.out[0]).settings
-        assert told.backoff_policy.max_attempts == (2 if outcome else 17)
+    config: Later[GroupConfig | None] = Later()
+    client.broker.answers["group_config"] = [config]
+    call = client.telemetry()
+    assert call.on_message is not None
+    call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
+    assert not call.out
+    config.resolve(GroupConfig(group_name="g", retry_max_times=1))
+    assert pb.TelemetryCommand.FromString(call.out[0]).settings.backoff_policy.max_attempts == 2
 
 
 def test_settings_that_fail_later(client: Grpc, caplog: pytest.LogCaptureFixture) -> None:
