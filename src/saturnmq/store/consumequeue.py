@@ -1,0 +1,375 @@
+"""Consume queues: for each queue of a topic, where its messages stand in the log.
+
+An entry is 20 bytes: log position 8 | record size 4 | tags code 8. Files hold 300,000 entries (the configured size),
+are named by their first byte in the queue, and have their full length from the start, zero behind the last entry. A
+queue that does not begin at a file's start has fillers before its first entry: position 0, size 0x7FFFFFFF, code 0.
+Directory `consumequeue/<topic>/<queue id>/`. Source: store/ConsumeQueue.java.
+
+Entries are kept in memory (`tail`) until the background has written them, in batches, once a second. They are given
+here only when their records are durable (SYNC_FLUSH) or written (ASYNC_FLUSH), and go to the disk only when those are
+durable: no entry on disk is ahead of the log. Nothing is scanned at start: a queue's first use reads its ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import TypeAlias
+
+from saturnmq.disk.port import Buffer, Disk, File
+from saturnmq.kernel.clock import Background
+from saturnmq.store.commitlog import file_name, zero_tail
+from saturnmq.store.results import StoreRefused
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "consumequeue"
+ENTRY = Struct(">qiq")
+ENTRY_BYTES = ENTRY.size
+FILLER_SIZE = 0x7FFFFFFF
+FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
+#: queues that one background job writes or syncs, so that a cold read does not wait behind all of them
+QUEUES_PER_JOB = 64
+
+_pack_entry = ENTRY.pack
+
+#: a queue, the offset of the first entry, the entries
+Tail: TypeAlias = "tuple[ConsumeQueue, int, bytes]"
+
+
+class MissingEntries(Exception):
+    """A queue lacks entries of messages that are not looked at: only the whole log can tell."""
+
+
+class ConsumeQueue:
+    """One queue. Offsets count messages. Owner: `ConsumeQueues`, on the event loop."""
+
+    __slots__ = ("directory", "max_offset", "min_offset", "next_offset", "queue_id", "tail", "tail_offset", "topic")
+
+    def __init__(self, topic: str, queue_id: int, min_offset: int, max_offset: int) -> None:
+        self.topic, self.queue_id = topic, queue_id
+        self.directory = f"{DIRECTORY}/{topic}/{queue_id}"
+        #: readers see [min_offset, max_offset); next_offset is for the next message appended
+        self.min_offset, self.max_offset, self.next_offset = min_offset, max_offset, max_offset
+        #: the entries [tail_offset, max_offset), which are not, or not known to be, in the files
+        self.tail, self.tail_offset = bytearray(), max_offset
+
+
+class QueueFiles:
+    """Where entries stand. Stateless: for the event loop and for threads."""
+
+    def __init__(self, disk: Disk, file_size: int) -> None:
+        self.disk = disk
+        self.file_size = file_size
+        self.per_file = file_size // ENTRY_BYTES
+
+    def path(self, queue: ConsumeQueue, offset: int) -> str:
+        """Of the file that holds the entry at this offset."""
+        return f"{queue.directory}/{offset // self.per_file * self.file_size:020d}"
+
+    def place(self, offset: int) -> int:
+        """Where in its file the entry begins."""
+        return offset % self.per_file * ENTRY_BYTES
+
+    def read(self, queue: ConsumeQueue, offset: int, count: int) -> bytes:
+        """Entries of one file, as many as it holds of those. May wait for the disk. Raises OSError."""
+        file = self.disk.open(self.path(queue, offset))
+        try:
+            return file.pread(min(count, self.per_file - offset % self.per_file) * ENTRY_BYTES, self.place(offset))
+        finally:
+            file.close()
+
+    def starts(self, directory: str) -> list[int]:
+        """Offsets of the first entries of a queue's files. Raises StoreRefused."""
+        positions = [int(name) for name in self.disk.list(directory) if len(name) == 20 and name.isdigit()]
+        expected = range(positions[0], positions[-1] + 1, self.file_size) if positions else ()
+        if positions != list(expected) or any(position % self.file_size for position in positions):
+            raise StoreRefused(
+                f"{directory}: the files do not follow one another with {self.file_size} bytes each; set "
+                "mappedFileSizeConsumeQueue to the size that this store was made with, or move the directory "
+                f"{DIRECTORY} away to have it made anew"
+            )
+        return [position // ENTRY_BYTES for position in positions]
+
+    def write(self, directory: str, offset: int, entries: Buffer) -> list[str]:
+        """Write entries that follow one another from `offset` on; makes files as needed. Gives the paths written to.
+        Raises OSError."""
+        paths, view = [], memoryview(entries)
+        while view:
+            start = offset // self.per_file * self.per_file
+            room = (self.per_file - (offset - start)) * ENTRY_BYTES
+            path = f"{directory}/{file_name(start * ENTRY_BYTES)}"
+            file = self._open(directory, path, offset - start)
+            try:
+                file.pwrite(view[:room], (offset - start) * ENTRY_BYTES)
+            finally:
+                file.close()
+            paths.append(path)
+            offset, view = start + self.per_file, view[room:]
+        return paths
+
+    def _open(self, directory: str, path: str, index: int) -> File:
+        try:
+            return self.disk.open(path)
+        except FileNotFoundError:
+            self.disk.mkdir(directory)
+            file = self.disk.create(path)
+            file.truncate(self.file_size)
+            if index:
+                file.pwrite(FILLER * index, 0)
+            return file
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Make files and their names durable. Raises OSError."""
+        directories = set()
+        for path in paths:
+            file = self.disk.open(path)
+            try:
+                file.fdatasync()
+            finally:
+                file.close()
+            directories.add(path.rpartition("/")[0])
+        for directory in directories:
+            self.disk.sync_directory(directory)
+
+    def cut(self, directory: str, offset: int) -> None:
+        """Let nothing stand in the files from this offset on; the first file stays, to say where the queue is. Durable.
+        Raises OSError."""
+        starts = self.starts(directory)
+        for start in reversed(starts):
+            path = f"{directory}/{file_name(start * ENTRY_BYTES)}"
+            if start > starts[0] and start >= offset:
+                self.disk.unlink(path)
+            elif offset < start + self.per_file:
+                zero_tail(self.disk, path, max(0, offset - start) * ENTRY_BYTES, self.file_size)
+        if starts:
+            self.disk.sync_directory(directory)
+
+    def entry(self, queue_directory: str, offset: int) -> tuple[int, int]:
+        """Log position and size of one entry, zeros when there is none. May wait for the disk."""
+        start = offset // self.per_file * self.per_file
+        try:
+            file = self.disk.open(f"{queue_directory}/{file_name(start * ENTRY_BYTES)}")
+        except FileNotFoundError:
+            return 0, 0
+        try:
+            raw = file.pread(ENTRY_BYTES, (offset - start) * ENTRY_BYTES)
+        finally:
+            file.close()
+        position, size, _ = ENTRY.unpack(raw) if len(raw) == ENTRY_BYTES else (0, 0, 0)
+        return position, size
+
+    def filled(self, directory: str, starts: list[int]) -> int:
+        """The offset behind the last entry of a queue with these files, zeros having no entries before them."""
+        return _first_false(starts[-1], starts[-1] + self.per_file, lambda offset: self.entry(directory, offset)[1] > 0)
+
+    def oldest(self, directory: str, low: int, high: int, first_position: int) -> int:
+        """The first offset in [low, high) whose message stands at `first_position` of the log or behind it."""
+
+        def is_gone(offset: int) -> bool:
+            position, size = self.entry(directory, offset)
+            return size == FILLER_SIZE or position < first_position
+
+        return _first_false(low, high, is_gone)
+
+    def inside(self, directory: str, low: int, high: int, end_position: int) -> int:
+        """The first offset in [low, high) whose message would stand behind the end of the log."""
+        return _first_false(low, high, lambda offset: self.entry(directory, offset)[0] < end_position)
+
+
+def _first_false(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first offset in [low, high) for which a condition that goes from true to false once is false; else high."""
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+class ConsumeQueues:
+    """All queues of a store. Owner: the store, on the event loop. A queue that was used stays here, without its
+    entries: about 300 bytes."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        file_size: int,
+        background: Background,
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self.files = QueueFiles(disk, file_size)
+        self._disk = disk
+        self._background = background
+        self._on_failed = on_failed
+        #: the queues that were used, by topic and queue id
+        self.known: dict[tuple[str, int], ConsumeQueue] = {}
+        #: queues with a tail
+        self._dirty: dict[ConsumeQueue, None] = {}
+        #: files written since their last sync
+        self._unsynced: dict[str, None] = {}
+        #: the log as recovery left it; entries outside of it, found when a queue is first used, are not served
+        self.log_first = self.log_end = 0
+        #: entries in all tails
+        self.unwritten = 0
+        self._stopped = False
+
+    # -------------------------------------------------------------------------------------------- looking
+
+    def find(self, topic: str, queue_id: int) -> ConsumeQueue | None:
+        """The queue if anything was ever stored in it. Raises OSError."""
+        queue = self.known.get((topic, queue_id))
+        if queue is None and "/" not in topic and self._disk.exists(f"{DIRECTORY}/{topic}/{queue_id}"):
+            return self.open(topic, queue_id)
+        return queue
+
+    def open(self, topic: str, queue_id: int) -> ConsumeQueue:
+        """The queue, for an append: a new one when there is none. Raises OSError."""
+        queue = self.known.get((topic, queue_id))
+        if queue is None:
+            directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
+            low = high = 0
+            if starts := files.starts(directory):
+                filled = files.filled(directory, starts)
+                low = files.oldest(directory, starts[0], filled, self.log_first)
+                high = files.inside(directory, low, filled, self.log_end)
+                if high < filled:
+                    log.warning("%s: offsets from %d on are behind the end of the commit log: cut", directory, high)
+                    files.cut(directory, high)
+            queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, high)
+        return queue
+
+    def ids(self, topic: str) -> list[int]:
+        """Queue ids that hold data."""
+        on_disk = {int(name) for name in self._disk.list(f"{DIRECTORY}/{topic}") if name.isdigit()}
+        in_memory = {queue_id for (name, queue_id), queue in self.known.items() if name == topic and queue.max_offset}
+        return sorted(on_disk | in_memory)
+
+    # ------------------------------------------------------------------------------------------- recovering
+
+    def rewind(self, topic: str, queue_id: int, offset: int, *, whole: bool) -> ConsumeQueue:
+        """The queue as it was before the message at this offset: whatever stands there and behind is given anew, and
+        `cut` comes when that is done. `whole`: so is everything that stands before. Raises MissingEntries, OSError."""
+        directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
+        starts = files.starts(directory)
+        low = offset
+        if whole:
+            for start in reversed(starts):
+                self._disk.unlink(f"{directory}/{file_name(start * ENTRY_BYTES)}")
+        elif starts and starts[0] < offset:
+            if files.entry(directory, offset - 1)[1] <= 0:
+                raise MissingEntries(f"{directory} has no entry {offset - 1}")
+            low = files.oldest(directory, starts[0], offset, self.log_first)
+        elif offset:
+            raise MissingEntries(f"{directory} has no entry {offset - 1}")
+        queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, offset)
+        return queue
+
+    def fill(self, queue: ConsumeQueue, offset: int) -> None:
+        """Leave out the offsets before this one."""
+        queue.tail += FILLER * (offset - queue.max_offset)
+        self.unwritten += offset - queue.max_offset
+        queue.max_offset = offset
+        self._dirty[queue] = None
+
+    def cut(self, queue: ConsumeQueue) -> None:
+        """Nothing stands behind its last entry. Raises OSError."""
+        self.files.cut(queue.directory, queue.max_offset)
+
+    def open_all(self) -> None:
+        """Look at every queue on disk. Raises OSError."""
+        for topic in self._disk.list(DIRECTORY):
+            for queue_id in self.ids(topic):
+                self.open(topic, queue_id)
+
+    def forget(self) -> None:
+        """Begin again, before the store is open."""
+        self.known.clear()
+        self._dirty.clear()
+        self._unsynced.clear()
+        self.unwritten = 0
+
+    # -------------------------------------------------------------------------------------------- writing
+
+    def add(self, queue: ConsumeQueue, position: int, size: int, code: int) -> None:
+        """Show one more message to the readers."""
+        queue.tail += _pack_entry(position, size, code)
+        queue.max_offset += 1
+        self._dirty[queue] = None
+        self.unwritten += 1
+
+    def take(self) -> list[Tail]:
+        """The tails as they are now, for `write`."""
+        dirty, self._dirty = self._dirty, {}
+        return [(queue, queue.tail_offset, bytes(queue.tail)) for queue in dirty]
+
+    def write(self, tails: list[Tail], done: Callable[[], None]) -> None:
+        """Let the background write the tails, some at a time; calls `done` after the last, not after a failure."""
+        if self._stopped:
+            return
+        if not tails:
+            done()
+            return
+        some, rest = tails[:QUEUES_PER_JOB], tails[QUEUES_PER_JOB:]
+        files = self.files
+
+        def write() -> list[str]:
+            return [path for queue, at, tail in some for path in files.write(queue.directory, at, tail)]
+
+        def wrote(paths: list[str]) -> None:
+            self._unsynced.update(dict.fromkeys(paths))
+            for queue, at, tail in some:
+                self._drop(queue, at, len(tail))
+            self.write(rest, done)
+
+        self._background.run(write, wrote, self._fail)
+
+    def _drop(self, queue: ConsumeQueue, offset: int, size: int) -> None:
+        """These entries at the front of the tail are in the files now."""
+        if queue.tail_offset == offset:
+            del queue.tail[:size]
+            queue.tail_offset += size // ENTRY_BYTES
+            self.unwritten -= size // ENTRY_BYTES
+
+    def sync(self, done: Callable[[], None]) -> None:
+        """Let the background sync every file written so far, some at a time; calls `done` after the last, not after a
+        failure."""
+        paths, self._unsynced = list(self._unsynced), {}
+        self._sync(paths, done)
+
+    def _sync(self, paths: list[str], done: Callable[[], None]) -> None:
+        if self._stopped:
+            return
+        if not paths:
+            done()
+            return
+        some, rest = paths[:QUEUES_PER_JOB], paths[QUEUES_PER_JOB:]
+        self._background.run(lambda: self.files.sync(some), lambda _: self._sync(rest, done), self._fail)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._stopped:
+            self._on_failed(error)
+
+    def write_now(self) -> None:
+        """Write all tails on this thread. Raises OSError."""
+        for queue in self.known.values():
+            if queue.tail:
+                self._unsynced.update(dict.fromkeys(self.files.write(queue.directory, queue.tail_offset, queue.tail)))
+                self._drop(queue, queue.tail_offset, len(queue.tail))
+        self._dirty.clear()
+
+    def sync_now(self) -> None:
+        """Make all entries durable on this thread. Raises OSError."""
+        self.write_now()
+        self.files.sync(self._unsynced)
+        self._unsynced.clear()
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self._dirty)
+
+    def stop(self) -> None:
+        """Start no more jobs; those under way change nothing here any more."""
+        self._stopped = True

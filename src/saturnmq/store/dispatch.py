@@ -1,0 +1,53 @@
+"""From a record to its consume-queue entry: which queue, and the code that filters it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from saturnmq.kernel.message import TRANSACTION_MASK, TRANSACTION_PREPARED, TRANSACTION_ROLLBACK
+from saturnmq.kernel.subscription import tag_hash
+from saturnmq.kernel.topic import SCHEDULE_TOPIC
+
+#: message → what a consume queue stores beside its position (topic, properties, stored_ms)
+TagsCode = Callable[[str, bytes, int], int]
+
+_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def is_queued(sys_flag: int) -> bool:
+    """Messages marked as prepared or rolled back stand in the log only (CommitLogDispatcherBuildConsumeQueue)."""
+    return sys_flag & TRANSACTION_MASK not in (TRANSACTION_PREPARED, TRANSACTION_ROLLBACK)
+
+
+def find_property(properties: bytes, key: bytes) -> bytes | None:
+    """The value of one property, without decoding the others; None when it is absent."""
+    needle = key + b"\x01"
+    at = properties.find(needle)
+    while at > 0 and properties[at - 1] != 2:
+        at = properties.find(needle, at + 1)
+    if at < 0:
+        return None
+    at += len(needle)
+    end = properties.find(b"\x02", at)
+    return properties[at:end] if end >= 0 else properties[at:]
+
+
+def tags_code(topic: str, properties: bytes, stored_ms: int, delays_ms: list[int]) -> int:
+    """Java's hash of the tag, 0 without one; of a message that waits on a delay level, when it is due: so that what
+    rebuilds a queue from the log comes to the same entries (CommitLog.checkMessageAndReturnSize)."""
+    if topic == SCHEDULE_TOPIC:
+        level = find_property(properties, b"DELAY")
+        if level is not None and level.isdigit() and int(level) > 0:
+            return stored_ms + delays_ms[min(int(level), len(delays_ms)) - 1]
+    if b"TAGS\x01" not in properties:
+        return 0
+    tag = find_property(properties, b"TAGS")
+    return tag_hash(tag.decode("utf-8", "replace")) if tag else 0
+
+
+def parse_delays(levels: str) -> list[int]:
+    """`messageDelayLevel` ("1s 5s 10s") in milliseconds. Raises ValueError."""
+    try:
+        return [int(level[:-1]) * _UNIT_MS[level[-1]] for level in levels.split()]
+    except (ValueError, KeyError, IndexError):
+        raise ValueError(f"messageDelayLevel {levels!r}: write numbers with s, m, h or d, as in `1s 5s 1m`") from None

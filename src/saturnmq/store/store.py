@@ -1,0 +1,499 @@
+"""The store: appends messages, makes them durable, finds them again. One writer, the event loop; nothing locks.
+
+A message's way: `append` gives it its places and puts its record into the log's buffer. At the end of the turn one
+write takes everything appended in it. SYNC_FLUSH: then a sync; when that has succeeded, readers see the messages (queue
+entry, `max_offset`, `on_arrival`) and `when_durable` answers. ASYNC_FLUSH: readers see them after the write, and nobody
+waits. So under SYNC_FLUSH no consumer can commit an offset that a power cut would give to another message.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from saturnmq.disk.openfiles import OpenFiles
+from saturnmq.disk.port import Disk, Lock
+from saturnmq.kernel.clock import Background, Clock, Timer
+from saturnmq.kernel.config import StoreConfig
+from saturnmq.kernel.errors import BodyTooLarge, IllegalTopic, PropertiesTooLarge, ServiceUnavailable, SystemBusy
+from saturnmq.kernel.host import Address, pack
+from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.message import Appended, Message
+from saturnmq.kernel.ports import Boundary
+from saturnmq.store.checkpoint import Abort, Checkpoint
+from saturnmq.store.commitlog import BLANK_BYTES, CommitLog
+from saturnmq.store.consumequeue import DIRECTORY, ENTRY_BYTES, ConsumeQueue, ConsumeQueues
+from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
+from saturnmq.store.flush import GroupCommit
+from saturnmq.store.reading import (
+    Cold,
+    ColdReader,
+    HotReader,
+    Reader,
+    find_messages,
+    find_time,
+    read_record,
+    read_stored_ms,
+)
+from saturnmq.store.recovery import Recovery
+from saturnmq.store.results import Arrival, Found, FoundStatus, StoreRefused
+from saturnmq.wire.record import MAX_PROPERTIES_BYTES, MAX_TOPIC_BYTES, encode, size_of
+
+__all__ = ["Arrival", "Found", "FoundStatus", "Store", "StoreRefused"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: descriptors kept open for reading
+OPEN_FILES = 512
+#: queue entries that may wait for their write (20 bytes each); above it the disk is too slow for what comes in
+MAX_UNWRITTEN_ENTRIES = 2_000_000
+#: between syncs of the queues: what a start after a crash must look through at least
+CHECKPOINT_INTERVAL_MS = 10_000
+
+#: end and position of a record, size, queue, queue offset, tags code, properties, store time
+_Row = tuple[int, int, int, ConsumeQueue, int, int, bytes, int]
+
+
+class Store:
+    """Owner of log, queues and flush; the broker owns the store. `open` comes first, `close` last."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        config: StoreConfig,
+        clock: Clock,
+        flusher: Background,
+        reader: Background,
+        store_host: bytes = pack(Address("127.0.0.1", 10911)),
+    ) -> None:
+        self.disk = disk
+        self.config = config
+        #: for blocking work of the store's owner too
+        self.background = reader
+        #: stands in every record; settable before the first append
+        self.store_host = store_host
+        #: hears of each message when readers may see it
+        self.on_arrival: Callable[[Arrival], None] | None = None
+        self._config = config
+        self._clock = clock
+        self._flusher = flusher
+        self._background = reader
+        self._sync_flush = config.flush_disk_type == "SYNC_FLUSH"
+        self._delays_ms = parse_delays(config.message_delay_level)
+        self._max_body = config.max_message_size
+        directory = config.store_path_commit_log or "commitlog"
+        self._log = CommitLog(disk, directory, config.mapped_file_size_commit_log, reader)
+        queue_file_size = -(-config.mapped_file_size_consume_queue // ENTRY_BYTES) * ENTRY_BYTES
+        self._queues = ConsumeQueues(disk, queue_file_size, reader, self._fail)
+        self._open_files = OpenFiles(disk, OPEN_FILES)
+        self._hot = HotReader(self._log, self._queues.files, self._open_files)
+        self._lock: Lock | None = None
+        self._checkpoint: Checkpoint
+        self._abort: Abort
+        self._commit: GroupCommit
+        #: why there are no more appends
+        self._refusal: str | None = "the store is not open"
+        self._failed = False
+        #: appended, not yet seen by readers
+        self._rows: deque[_Row] = deque()
+        self._turn_ends = False
+        self._stored_ms = 0
+        #: store time of the last message that readers see
+        self._seen_ms = 0
+        self._tick: Timer | None = None
+        self._writing_queues = False
+        self._next_checkpoint_ms = 0
+        #: the answer to `stop`
+        self._idle: Later[None] | None = None
+
+    # ---------------------------------------------------------------------------------------- opening, closing
+
+    def open(self) -> None:
+        """Recover and be ready. Raises StoreRefused, OSError."""
+        self._refuse_foreign()
+        try:
+            lock = self.disk.lock("lock")
+        except BlockingIOError as error:
+            raise StoreRefused(f"{error.filename}: another broker uses this store; stop it first") from error
+        try:
+            self._recover()
+        except BaseException:
+            lock.close()
+            raise
+        self._lock = lock
+
+    def _refuse_foreign(self) -> None:
+        if "," in self._config.store_path_commit_log:
+            raise StoreRefused("storePathCommitLog names several directories; SaturnMQ keeps the commit log in one")
+        if self.disk.exists(f"{DIRECTORY}/CURRENT"):
+            raise StoreRefused(
+                f"{DIRECTORY} is a RocksDB store (storeType=defaultRocksDB), which SaturnMQ does not read; "
+                "move it away and the queues are made anew from the commit log"
+            )
+
+    def _recover(self) -> None:
+        self._checkpoint = checkpoint = Checkpoint(self.disk)
+        self._abort = Abort(self.disk)
+        recovered = Recovery(
+            self.disk, self._log, self._queues, checkpoint, self._abort,
+            lambda topic, properties, stored_ms: tags_code(topic, properties, stored_ms, self._delays_ms),
+        ).run()  # fmt: skip
+        self._log.start(recovered.first, recovered.end)
+        self._stored_ms = self._seen_ms = recovered.stored_ms
+        self._commit = GroupCommit(
+            self._log,
+            checkpoint,
+            self._clock,
+            self._flusher,
+            interval_ms=0 if self._sync_flush else self._config.flush_interval_commit_log,
+            timeout_ms=self._config.sync_flush_timeout,
+            on_flushed=self._flushed,
+            on_failed=self._fail,
+        )
+        self._abort.write()
+        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
+        self._refusal = None
+
+    def stop(self) -> Reply[None]:
+        """Refuse appends from now on; answers when all is durable and no thread works for the store any more."""
+        self._refusal = self._refusal or "the broker is stopping"
+        if self._failed:
+            return None
+        idle = self._idle = Later[None]()
+
+        def flushed(_: None) -> None:
+            if not self._writing_queues and idle.pending:
+                idle.resolve(None)
+
+        flush = self.flush()
+        if isinstance(flush, Later):
+            flush.then(flushed, lambda _: None)  # a failure resolves `idle` itself
+        else:
+            flushed(None)
+        return idle if idle.pending else None
+
+    def close(self) -> None:
+        """Flush everything, so that the next start finds a clean store. Call it when `stop` has answered: with work
+        under way in another thread the store closes, but the next start will check it as after a crash."""
+        if self._lock is None:
+            return
+        self._refusal = self._refusal or "the broker is stopping"
+        if self._tick is not None:
+            self._tick.cancel()
+        self._write()
+        busy = self._commit.syncing or self._writing_queues
+        if not busy and not self._failed:
+            self._close_cleanly()
+        self._commit.stop(ServiceUnavailable(self._refusal))
+        self._queues.stop()
+        self._log.close()
+        self._open_files.close()
+        if not busy:
+            self._checkpoint.close()
+        self._lock.close()
+        self._lock = None
+
+    def _close_cleanly(self) -> None:
+        try:
+            self._commit.sync_now()
+            self._queues.sync_now()
+            self._checkpoint.save(self._seen_ms, self._seen_ms)
+            self._abort.remove()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """The disk failed: nobody knows what is on it. No append and no flush succeeds any more, until a restart."""
+        if self._failed:
+            return
+        self._failed = True
+        self._refusal = f"{_describe(error)}; the broker takes no messages until it is restarted"
+        log.error("%s", self._refusal)
+        self._queues.stop()
+        self._commit.stop(ServiceUnavailable(self._refusal))
+        if self._idle is not None and self._idle.pending:
+            self._idle.resolve(None)
+
+    # -------------------------------------------------------------------------------------------------- appending
+
+    @property
+    def flushed(self) -> int:
+        """The log is durable up to here."""
+        return self._commit.flushed
+
+    @property
+    def end(self) -> int:
+        """Where the next record will begin, or its file."""
+        return self._log.end
+
+    def append(self, messages: Sequence[Message]) -> list[Appended]:
+        """Give each message the next offset of its queue and its place in the log; readers see it later. Raises
+        BodyTooLarge, PropertiesTooLarge, IllegalTopic, and nothing is appended; ServiceUnavailable and SystemBusy, and
+        messages before the one that found no room may be stored."""
+        self._check(messages)
+        commit_log, queues, store_host = self._log, self._queues.known, self.store_host
+        now_ms = self._clock.now_ms()
+        stored_ms = self._stored_ms = now_ms if now_ms > self._stored_ms else self._stored_ms
+        appended = []
+        for message in messages:
+            topic, queue_id = message.topic, message.queue_id
+            try:
+                queue = queues.get((topic, queue_id)) or self._queues.open(topic, queue_id)
+                position = commit_log.place(size_of(message, store_host=store_host))
+            except OSError as error:
+                raise self._no_room(error) from error
+            queued = is_queued(message.sys_flag)
+            offset = queue.next_offset if queued else 0
+            record = encode(
+                message, queue_offset=offset, commit_log_offset=position, stored_ms=stored_ms, store_host=store_host
+            )
+            size = len(record)
+            commit_log.add(record)
+            if queued:
+                queue.next_offset = offset + 1
+                properties = message.properties
+                code = tags_code(topic, properties, stored_ms, self._delays_ms)
+                self._rows.append((position + size, position, size, queue, offset, code, properties, stored_ms))
+            appended.append(Appended(position, size, queue_id, offset, stored_ms))
+        if not self._turn_ends:
+            self._turn_ends = True
+            self._clock.call_soon(self._end_turn)
+        return appended
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        if self._refusal is not None:
+            raise ServiceUnavailable(self._refusal)
+        if self._queues.unwritten > MAX_UNWRITTEN_ENTRIES:
+            raise SystemBusy("the disk is too slow: the consume queues are far behind the commit log; try again later")
+        for message in messages:
+            if len(message.body) > self._max_body:
+                raise BodyTooLarge(f"the body has {len(message.body)} bytes, maxMessageSize is {self._max_body}")
+            if len(message.properties) > MAX_PROPERTIES_BYTES:
+                raise PropertiesTooLarge(
+                    f"the properties have {len(message.properties)} bytes, the limit is {MAX_PROPERTIES_BYTES}"
+                )
+            if len(message.topic) > MAX_TOPIC_BYTES // 4:
+                raise IllegalTopic(f"the topic has {len(message.topic)} characters, a record has no room for that")
+            if size_of(message, store_host=self.store_host) + BLANK_BYTES > self._log.file_size:
+                raise BodyTooLarge(
+                    f"the body has {len(message.body)} bytes, a commit log file only {self._log.file_size} "
+                    "(mappedFileSizeCommitLog)"
+                )
+
+    def _no_room(self, error: OSError) -> ServiceUnavailable:
+        if self._log.broken:
+            self._fail(error)
+        return ServiceUnavailable(_describe(error))
+
+    def _end_turn(self) -> None:
+        self._turn_ends = False
+        self._write()
+
+    def _write(self) -> None:
+        """Bring appended records into the file; the rest of the pipeline follows."""
+        if self._failed:
+            return
+        try:
+            self._log.write()
+        except OSError as error:
+            self._fail(error)
+            return
+        if not self._sync_flush:
+            self._show(self._log.written)
+        if self._log.written > self._commit.flushed:
+            self._commit.written()
+
+    def when_durable(self, position: int, value: T) -> Reply[T]:
+        """The value when everything below the log position may be acknowledged: under SYNC_FLUSH after a successful
+        fdatasync that covers it, under ASYNC_FLUSH now. Fails with FlushTimeout, ServiceUnavailable."""
+        if self._failed:
+            raise ServiceUnavailable(self._refusal)
+        return self._commit.wait(position, value) if self._sync_flush else value
+
+    def flush(self) -> Reply[None]:
+        """Answers when everything appended so far is durable. Fails with ServiceUnavailable."""
+        self._write()
+        if self._failed:
+            raise ServiceUnavailable(self._refusal)
+        reply = self._commit.wait(self._log.end, None, timeout=False)
+        self._commit.sync()
+        return reply
+
+    # ------------------------------------------------------------------------------------------- showing to readers
+
+    def _flushed(self) -> None:
+        if self._sync_flush:
+            self._show(self._commit.flushed)
+
+    def _show(self, upto: int) -> None:
+        rows, queues, on_arrival = self._rows, self._queues, self.on_arrival
+        if not rows or rows[0][0] > upto:
+            return
+        arrivals = []
+        while rows and rows[0][0] <= upto:
+            _, position, size, queue, offset, code, properties, stored_ms = rows.popleft()
+            queues.add(queue, position, size, code)
+            if on_arrival is not None:
+                arrivals.append(Arrival(queue.topic, queue.queue_id, offset, code, properties, stored_ms))
+            self._seen_ms = stored_ms
+        self._arm()
+        if on_arrival is not None:
+            for arrival in arrivals:
+                on_arrival(arrival)
+
+    # ------------------------------------------------------------------------------------ queues to disk, checkpoint
+
+    def _arm(self) -> None:
+        if self._tick is None and not self._writing_queues:
+            self._tick = self._clock.call_at(
+                self._clock.now_ms() + self._config.flush_interval_consume_queue, self._write_queues
+            )
+
+    def _write_queues(self) -> None:
+        """Bring the tails into the files, once their records are durable; sometimes make the files durable too."""
+        self._tick = None
+        if self._failed or self._refusal is not None:
+            return
+        self._writing_queues = True
+        seen_ms, tails = self._seen_ms, self._queues.take()
+        flush = self.flush() if not self._sync_flush else None
+
+        def write(_: None) -> None:
+            self._queues.write(tails, lambda: self._wrote_queues(seen_ms))
+
+        def failed(error: BaseException) -> None:
+            """The store has failed, and everybody knows."""
+
+        if isinstance(flush, Later):
+            flush.then(write, failed)
+        else:
+            write(None)
+
+    def _wrote_queues(self, seen_ms: int) -> None:
+        if self._clock.now_ms() >= self._next_checkpoint_ms:
+            self._queues.sync(lambda: self._save_checkpoint(seen_ms))
+        else:
+            self._rest()
+
+    def _save_checkpoint(self, seen_ms: int) -> None:
+        checkpoint = self._checkpoint
+        self._background.run(lambda: checkpoint.save(seen_ms, seen_ms), lambda _: self._saved_checkpoint(), self._fail)
+
+    def _saved_checkpoint(self) -> None:
+        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
+        self._rest()
+
+    def _rest(self) -> None:
+        self._writing_queues = False
+        if self._idle is not None and self._idle.pending:
+            self._idle.resolve(None)
+        elif self._queues.dirty:
+            self._arm()
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    def get(
+        self,
+        topic: str,
+        queue_id: int,
+        offset: int,
+        max_messages: int,
+        max_bytes: int,
+        codes: frozenset[int] | None = None,
+    ) -> Reply[Found]:
+        """Messages of a queue from `offset` on, those whose tags code is one of `codes` (None or empty: all): now when
+        they are in memory, else later. The first one is given even if it is longer than `max_bytes`."""
+        queue = self._queues.find(topic, queue_id)
+        if queue is None:
+            return Found(status=FoundStatus.EMPTY, next_offset=0, min_offset=0, max_offset=0)
+        low, high = queue.min_offset, queue.max_offset
+        if not low <= offset < high:
+            return _outside(offset, low, high)
+        file_size = self._log.file_size
+
+        def find(reader: Reader) -> Found:
+            next_offset, records, offsets, positions = find_messages(
+                reader, file_size, queue, offset, high, max_messages, max_bytes, codes
+            )
+            return Found(
+                status=FoundStatus.FOUND if records else FoundStatus.NO_MATCH,
+                next_offset=next_offset,
+                min_offset=low,
+                max_offset=high,
+                records=records,
+                offsets=offsets,
+                positions=positions,
+            )
+
+        return self._read(find, queue)
+
+    def record_at(self, commit_log_offset: int) -> Reply[bytes | None]:
+        """The record that begins at this log position, durable or not; None when none does."""
+        if not self._log.first <= commit_log_offset < self._log.end:
+            return None
+        if commit_log_offset >= self._log.written:
+            self._write()
+        end, file_size = self._log.written, self._log.file_size
+        return self._read(lambda reader: read_record(reader, file_size, commit_log_offset, end))
+
+    def min_offset(self, topic: str, queue_id: int) -> int:
+        """Of the oldest message kept; 0 of an unknown queue."""
+        queue = self._queues.find(topic, queue_id)
+        return 0 if queue is None else queue.min_offset
+
+    def max_offset(self, topic: str, queue_id: int) -> int:
+        """Of the next message to become visible; 0 of an unknown queue."""
+        queue = self._queues.find(topic, queue_id)
+        return 0 if queue is None else queue.max_offset
+
+    def offset_by_time(self, topic: str, queue_id: int, stored_ms: int, boundary: Boundary) -> Reply[int]:
+        """Which message a time stands for. After the last one: LOWER gives `max_offset`, UPPER the last one; before the
+        first one, both give `min_offset`."""
+        queue = self._queues.find(topic, queue_id)
+        if queue is None:
+            return 0
+        low, high = queue.min_offset, queue.max_offset
+        return self._read(lambda reader: find_time(reader, queue, low, high, stored_ms, boundary), queue)
+
+    def stored_ms_at(self, topic: str, queue_id: int, offset: int) -> Reply[int]:
+        """When the message was stored; -1 when there is none."""
+        queue = self._queues.find(topic, queue_id)
+        if queue is None or not queue.min_offset <= offset < queue.max_offset:
+            return -1
+        return self._read(lambda reader: read_stored_ms(reader, queue, offset), queue)
+
+    def queues(self, topic: str) -> list[int]:
+        """Ids of the topic's queues that hold data, or did."""
+        return self._queues.ids(topic)
+
+    def _read(self, look: Callable[[Reader], T], queue: ConsumeQueue | None = None) -> Reply[T]:
+        try:
+            return look(self._hot)
+        except Cold:
+            later: Later[T] = Later()
+            reader = ColdReader(self._log, self._queues.files, queue)
+            self._background.run(lambda: look(reader), later.resolve, later.fail)
+            return later
+
+
+def _outside(offset: int, low: int, high: int) -> Found:
+    if high == 0:
+        status, next_offset = FoundStatus.EMPTY, 0
+    elif offset < low:
+        status, next_offset = FoundStatus.BEFORE, low
+    elif offset == high:
+        status, next_offset = FoundStatus.END, offset
+    else:
+        status, next_offset = FoundStatus.BEYOND, high
+    return Found(status=status, next_offset=next_offset, min_offset=low, max_offset=high)
+
+
+def _describe(error: BaseException) -> str:
+    """What the operator must know: which file, which errno."""
+    if isinstance(error, OSError):
+        return f"the disk failed: {error.filename}: {error.strerror} (errno {error.errno})"
+    return f"the disk failed: {error}"
