@@ -1,4 +1,4 @@
-"""`make bench`: SaturnMQ beside Apache RocketMQ 5.5.0, in turn on one machine, with the load generator of ../shared/bench.
+"""`make bench`: SaturnMQ beside Apache RocketMQ 5.5.0, in turn, with the load generator of ../shared/bench.
 
 The figure that carries between machines is server CPU per message; rates are limited by the generator, which shares
 the cores. Each server is measured in every round (A B A B), and the median of the rounds counts. Exits non-zero when
@@ -189,8 +189,8 @@ def report(figures: dict[tuple[str, str], list[dict[str, Any]]], starts: dict[st
         if ratio > LIMIT:
             slow.append(f"{name} on {server}: {ratio:.2f} of Apache's CPU, the limit is {LIMIT}")
         print(
-            f"| {name} | {server} | {median(runs, 'server_cpu_us_per_msg'):.1f} | {ratio:.2f} | {median(runs, 'rate'):.0f} "
-            f"| {median(runs, 'p50_ms'):.2f} | {median(runs, 'p99_ms'):.2f} "
+            f"| {name} | {server} | {median(runs, 'server_cpu_us_per_msg'):.1f} | {ratio:.2f} "
+            f"| {median(runs, 'rate'):.0f} | {median(runs, 'p50_ms'):.2f} | {median(runs, 'p99_ms'):.2f} "
             f"| {median(runs, 'server_rss_mb'):.0f} ({median(runs, 'server_rss_anon_mb'):.0f}) |"
         )
     for server, seconds in starts.items():

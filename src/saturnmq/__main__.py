@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 
-def _port(text: str) -> typer.models.OptionInfo:
+def _port(text: str) -> Any:
     return typer.Option(help=text, min=0, max=65535, show_default=False)
 
 

@@ -1,4 +1,4 @@
-"""Threads for what would block the event loop."""
+"""Threads for what would block the event loop, and coroutines that wait for a `Reply`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from saturnmq.kernel.later import Reply, hear
+
 T = TypeVar("T")
+
+
+async def wait_reply(reply: Reply[T]) -> T:
+    """Only for the lives of daemons: requests never wait in a coroutine."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    hear(reply, future.set_result, future.set_exception)
+    return await future
 
 
 class ThreadBackground:
