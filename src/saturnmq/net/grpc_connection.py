@@ -375,8 +375,10 @@ class GrpcConnection(asyncio.Protocol):
                 gzip = grpc.check_encoding(call.headers.get(b"grpc-encoding", b"identity"))
                 reader = call._reader = MessageReader(self._limits.grpc_message_bytes, gzip)
             before = reader.buffered_bytes
-            messages = reader.feed(data)
-            self._incomplete_bytes += reader.buffered_bytes - before
+            try:
+                messages = reader.feed(data)
+            finally:
+                self._incomplete_bytes += reader.buffered_bytes - before
             if self._incomplete_bytes > self._limits.grpc_message_bytes:
                 raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too many bytes of incomplete messages on a connection")
         except GrpcError as error:
@@ -467,15 +469,16 @@ class GrpcConnection(asyncio.Protocol):
         """The answer to a unary call."""
         if not call.open or self._is_overrun():
             return
+        try:
+            prefix = grpc.PREFIX.pack(0, len(message))
+        except TypeError as error:
+            self.fail(call, error)
+            return
         call.open = False
         stream = call._stream
         stream.owner = None
-        self._http2.respond(
-            stream, grpc.HEADERS_BLOCK, grpc.PREFIX.pack(0, len(message)), message, grpc.OK_TRAILERS_BLOCK
-        )
+        self._http2.respond(stream, grpc.HEADERS_BLOCK, prefix, message, grpc.OK_TRAILERS_BLOCK)
         self._traffic.requests.values[call._route.ok] += 1
-        if call._reader is not None:
-            self._incomplete_bytes -= call._reader.buffered_bytes
         if not self._flush_planned:
             self._plan_flush()
 
@@ -592,7 +595,7 @@ class GrpcConnection(asyncio.Protocol):
         http2 = self._http2
         stuck = bool(self._write_paused or http2.queued_bytes)
         progress = (*http2.progress, self._transport.get_write_buffer_size())
-        if now_ms >= self._close_by_ms:
+        if now_ms >= self._close_by_ms and (self._closing or not http2.streams):
             self._transport.abort()
         elif self._closing:
             return
@@ -609,7 +612,7 @@ class GrpcConnection(asyncio.Protocol):
                 self.drain(now_ms + limits.handshake_ms)
 
     def drain(self, close_by_ms: int) -> None:
-        """Take no new calls, finish what runs, close: by `close_by_ms` at the latest, when somebody sweeps then."""
+        """Take no new calls, finish what runs, close. From `close_by_ms` on a sweep waits for calls only."""
         self._close_by_ms = min(self._close_by_ms, close_by_ms)
         if not self._http2.ready:
             self._close()

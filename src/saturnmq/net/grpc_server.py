@@ -91,6 +91,7 @@ class GrpcServer:
             self._give_up(silent)
         for handshake in self._handshakes:
             handshake.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
         now_ms = self._clock.now_ms()
         for connection in list(self._connections):
             connection.drain(now_ms + drain_ms + LAST_WORDS_MS)
@@ -114,6 +115,7 @@ class GrpcServer:
     # -- from accept to a protocol
 
     def _accept(self, listener: socket.socket) -> None:
+        self._plan_sweep()
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 accepted, name = listener.accept()
@@ -130,7 +132,6 @@ class GrpcServer:
             _set_options(accepted)
             self._silent[accepted] = Address(*name[:2]), self._clock.now_ms() + self._limits.handshake_ms
             self._loop.add_reader(accepted, self._peek, accepted)
-        self._plan_sweep()
 
     def _accept_again(self, listener: socket.socket) -> None:
         if not self._closing:

@@ -231,6 +231,17 @@ def test_errors_of_handlers(
     assert peer.counted("requests") == {("s/m", status.name): 2}
 
 
+def test_a_handler_that_answers_nonsense(caplog: pytest.LogCaptureFixture) -> None:
+    peer = Peer()
+    later: Later[Any] = Later()
+    peer.serve(Kind.UNARY, lambda call, question: None if question == b"now" else later)
+    peer.say(request(1, b"now"), request(3, b"later"))
+    later.resolve(1)
+    peer.clock.run_soon()
+    assert [said[0]["grpc-status"] for said in peer.heard().values()] == ["13", "13"]
+    assert len(caplog.records) == 2
+
+
 def test_a_unary_call_takes_one_message() -> None:
     peer = Peer()
     peer.serve(Kind.UNARY, lambda call, question: b"")
@@ -294,6 +305,9 @@ def test_incomplete_messages_of_all_calls_are_bounded() -> None:
     assert peer.status(5)[0] == GrpcStatus.RESOURCE_EXHAUSTED
     peer.say(frames.rst_stream(1, 8), opening(7), data(7, body(bytes(9000))[:4900]))
     assert 7 not in peer.heard()
+    peer.say(frames.rst_stream(3, 8), opening(9), data(9, body(bytes(10_001))))
+    peer.say(frames.rst_stream(7, 8))
+    assert peer.connection._incomplete_bytes == 0
 
 
 # -- streams
@@ -614,6 +628,21 @@ def test_idle_connections_whose_peer_is_gone_are_cut() -> None:
     assert not peer.transport.closed
     pass_time(peer, 11_000)
     assert peer.transport.aborted
+
+
+def test_a_call_that_crosses_the_goaway_of_an_idle_connection_is_served() -> None:
+    peer = Peer(Limits(idle_connection_ms=20_000, handshake_ms=10_000))
+    later: Later[bytes] = Later()
+    peer.serve(Kind.UNARY, lambda call, question: later)
+    pass_time(peer, 21_000)
+    peer.ask()
+    drained(peer)
+    pass_time(peer, 60_000)
+    later.resolve(b"late")
+    peer.clock.run_soon()
+    assert peer.heard()[1] == [ANSWER, body(b"late"), OK]
+    assert peer.transport.closed
+    assert not peer.transport.aborted
 
 
 def test_a_connection_with_a_stream_is_not_idle() -> None:
