@@ -22,10 +22,10 @@ def main() -> None:
 
 
 def exchange(endpoints: str) -> None:
-    from rocketmq import ClientConfiguration, Credentials, Message, Producer, SimpleConsumer
+    from rocketmq import ClientConfiguration, Credentials, FilterExpression, Message, Producer, SimpleConsumer
 
     configuration = ClientConfiguration(endpoints, Credentials())
-    consumer = SimpleConsumer(configuration, "demo-group", {"demo": None}, 15)
+    consumer = SimpleConsumer(configuration, "demo-group", {"demo": FilterExpression()}, 15)
     consumer.startup()
     producer = Producer(configuration, {"demo"})
     producer.startup()

@@ -39,14 +39,13 @@ class NameServers(Protocol):
 class Registrar:
     """Owns when a broker registers: at start, every registerNameServerPeriod, at once when topics change, and at stop.
 
-    A change tells only the topics that changed, all of one turn together (registerIncrementBrokerData).
+    A change tells only the topic that changed (registerIncrementBrokerData).
     """
 
     def __init__(
         self, config: BrokerConfig, topics: TopicTable, clock: Clock, names: NameServers, address: Address
     ) -> None:
         self._config, self._topics, self._clock, self._names, self._address = config, topics, clock, names, address
-        self._changed: dict[str, TopicConfig] = {}
         self._timer: Timer | None = None
 
     def start(self) -> None:
@@ -67,14 +66,8 @@ class Registrar:
         )
 
     def _on_change(self, topic: TopicConfig) -> None:
-        if not self._changed:
-            self._clock.call_soon(self._register_changed)
-        self._changed[topic.topic_name] = topic
-
-    def _register_changed(self) -> None:
-        changed, self._changed = self._changed, {}
-        if self._timer is not None:  # else it stopped in this turn
-            self._names.register(self._registration(changed))
+        """Before whoever asked for the topic hears of it: the next question is for its route."""
+        self._names.register(self._registration({topic.topic_name: topic}))
 
     def _registration(self, topics: Mapping[str, TopicConfig]) -> Registration:
         permission = self._config.broker_permission
