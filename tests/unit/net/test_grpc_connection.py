@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import hpack
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
@@ -683,3 +685,94 @@ def test_a_peer_that_stops_reading_is_closed(by: str, caplog: pytest.LogCaptureF
     pass_time(peer, 2_000)
     assert peer.transport.closed
     assert "leaves its answers unread" in caplog.text
+
+
+# -- whatever a peer does
+
+small = st.sampled_from([b"", body(b"m"), body(b"m") * 2, body(b"m")[:3], b"m", b"\1\0\0\0\1x", b"\0\xff\0\0\0"])
+ids = st.sampled_from([1, 3, 5, 7])
+pieces = st.one_of(
+    st.builds(opening, ids, st.booleans()),
+    st.builds(
+        lambda stream_id, path: opening(stream_id, **{":path": path}),
+        ids,
+        st.sampled_from(["/s/stream", "/s/talk", "/no"]),
+    ),
+    st.builds(data, ids, small, st.booleans()),
+    st.builds(frames.rst_stream, ids, st.just(8)),
+    st.builds(frames.window_update, st.sampled_from([0, 1, 3, 5, 7]), st.integers(1, 100)),
+    st.builds(lambda size: frames.settings({Setting.INITIAL_WINDOW_SIZE: size}), st.integers(0, 100)),
+    st.builds(lambda kind, flags: frame(kind, flags, 0, bytes(8)), st.integers(0, 12), st.integers(0, 1)),
+    st.just(frame(frames.PING, frames.ACK, 0, b"saturnmq")),
+)
+steps = st.one_of(pieces, st.sampled_from(["resolve", "fail", "send", "time", "pause", "resume", "drain", "sweep"]))
+
+
+class Script:
+    """What handlers and the loop may do in between."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.laters: list[Later[bytes]] = []
+        self.calls: list[Call] = []
+        self.paused = False
+        peer.serve(Kind.UNARY, self.unary)
+        peer.routes[b"/s/stream"] = Route(Kind.SERVER_STREAM, self.stream, "stream", ("stream", "OK"))
+        peer.routes[b"/s/talk"] = Route(Kind.BIDI, self.talk, "talk", ("talk", "OK"))
+
+    def unary(self, call: Call, question: bytes) -> Later[bytes]:
+        call.on_cancel = call.finish
+        self.laters.append(Later())
+        return self.laters[-1]
+
+    def stream(self, call: Call, question: bytes) -> None:
+        self.calls.append(call)
+        call.on_writable = lambda: call.send(b"more")
+
+    def talk(self, call: Call) -> None:
+        self.calls.append(call)
+        call.on_message = lambda message: call.send(message * 50)
+        call.on_half_close = call.finish
+
+    def step(self, step: str) -> None:
+        connection = self.peer.connection
+        if step == "resolve" and self.laters:
+            self.laters.pop().resolve(b"answer" * 20)
+        elif step == "fail" and self.laters:
+            self.laters.pop().fail(GrpcError(GrpcStatus.ABORTED, ""))
+        elif step == "send":
+            for call in self.calls:
+                call.send(b"x" * 30)
+        elif step == "time":
+            self.peer.clock.advance(10)
+        elif step == "pause" and not self.paused and not self.peer.transport.closed:
+            self.paused = True
+            connection.pause_writing()
+        elif step == "resume" and self.paused:
+            self.paused = False
+            connection.resume_writing()
+        elif step == "drain":
+            connection.drain(self.peer.clock.now_ms() + 1000)
+        elif step == "sweep":
+            connection.sweep(self.peer.clock.now_ms())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=40))
+def test_whatever_a_peer_does_every_call_ends_and_nothing_is_left(script: list[bytes | str]) -> None:
+    peer = Peer(Limits(http2_control_frames_per_10s=30))
+    actor = Script(peer)
+    for step in script:
+        if isinstance(step, str):
+            actor.step(step)
+        else:
+            peer.say(step)
+    peer.clock.run_soon()
+    peer.heard()  # can be parsed
+    peer.connection.connection_lost(None)
+    connection = peer.connection
+    assert not any(call.open for call in actor.calls)
+    assert connection._incomplete_bytes == 0
+    assert connection._calls() == []
+    peer.clock.advance(1000)
+    assert peer.transport.writes == []
