@@ -336,7 +336,7 @@ class RemotingConnection(asyncio.Protocol):
             self._transport.close()
 
     def _write(self, data: bytes) -> None:
-        if self._lost:
+        if self._transport.is_closing():
             return
         self._active_ms = self._clock.now_ms()
         self._transport.write(data)

@@ -289,6 +289,49 @@ def test_quiet_connections_are_closed_in_the_end(run: Runner) -> None:
     run(main())
 
 
+def test_a_peer_that_never_reads_is_cut_off(run: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    gone = asyncio.Event()
+
+    def push(command: Command, connection: RemotingConnection) -> Response:
+        connection.on_close.append(gone.set)
+        for _ in range(64):
+            connection.send_one_way(40, {}, bytes(1 << 20))
+        return Response()
+
+    async def main() -> None:
+        async with Stage({34: push}, connection_write_buffer_bytes=1 << 20) as stage:
+            peer = await stage.dial()
+            peer.send(Command(34, 1))
+            await gone.wait()
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    [record] = caplog.records
+    assert "cut off 127.0.0.1:" in record.getMessage()
+
+
+def test_what_is_not_read_before_the_connection_is_idle_is_dropped(run: Runner) -> None:
+    gone = asyncio.Event()
+
+    def large(command: Command, connection: RemotingConnection) -> Response:
+        connection.on_close.append(gone.set)
+        return Response(body=bytes(15 << 20))
+
+    async def main() -> None:
+        async with Stage({11: large, 310: echo}) as stage:
+            peer, other = await stage.dial(), await stage.dial()
+            peer.send(Command(11, 1))
+            other.send(Command(310, 1))
+            await other.receive()
+            stage.clock.advance(120_000)  # closed, as far as we are concerned
+            assert await other.closed()
+            assert not gone.is_set()
+            stage.clock.advance(120_000)
+            await gone.wait()
+
+    run(main())
+
+
 def test_closing_answers_what_waits(run: Runner) -> None:
     parked: list[Later[Response | None]] = []
     is_parked = asyncio.Event()
@@ -403,6 +446,7 @@ def test_a_client_shares_one_connection_and_makes_a_new_one_when_it_is_lost(run:
             await result(client.request(stage.address, 1, {}, b"", 1000))
             assert len(seen) == 6
             assert len(set(seen)) == 1
+            assert client.local_address(stage.address) == seen[0].peer
 
             lost = asyncio.Event()
             seen[0].on_close.append(lost.set)
