@@ -119,7 +119,6 @@ ACCEPTED_TYPES: Mapping[MessageType, Sequence[pb.MessageType]] = {
 FILTER_TYPES = {pb.FILTER_TYPE_UNSPECIFIED: TAG, pb.TAG: TAG, pb.SQL: SQL92}
 
 Request = TypeVar("Request", bound=Message)
-Reader = Callable[[bytes], Request]
 #: builds the answer that tells of a failure
 Refusal = Callable[[Request, pb.Status], Message]
 
