@@ -1,7 +1,7 @@
 """A disk in memory that remembers everything done to it: the stage of the crash campaigns.
 
 `events` is the history. `crashed(n, survives)` is the disk that a power cut after the first `n` events leaves: what was
-synced before is there; of the rest, `survives` decides what had reached the disk, a write in part if it likes.
+synced before is there; of the rest, `survives` decides what had reached the disk, of a write perhaps some sectors.
 `faults` makes operations fail.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -43,19 +43,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     to: str = ""
 
 
-#: of an event that no sync made durable before the crash: how much of it reached the disk. A write keeps that many
-#: bytes from its front; anything else happened unless the answer is 0.
-Survives = Callable[[Event], int]
+#: of an event that no sync made durable before the crash: what of it reached the disk. Of a write these byte ranges
+#: (from, to) of its data; anything else happened when there is any range.
+Survives = Callable[[Event], Sequence[tuple[int, int]]]
 
 
-def nothing_survives(event: Event) -> int:
+def nothing_survives(event: Event) -> Sequence[tuple[int, int]]:
     """The hardest power cut: the disk has only what it was told to sync."""
-    return 0
+    return ()
 
 
-def everything_survives(event: Event) -> int:
+def everything_survives(event: Event) -> Sequence[tuple[int, int]]:
     """The process was killed, the operating system lives: its page cache writes everything out."""
-    return max(1, len(event.data))
+    return ((0, len(event.data)),)
 
 
 def _parent(path: str) -> str:
@@ -170,12 +170,12 @@ class SimulatedDisk:
         last_sync = {event.inode: at for at, event in enumerate(history) if event.operation is Operation.SYNC}
         last_directory_sync = {e.path: at for at, e in enumerate(history) if e.operation is Operation.SYNC_DIRECTORY}
 
-        def kept(at: int, event: Event) -> int:
+        def kept(at: int, event: Event) -> Sequence[tuple[int, int]]:
             if event.operation in (Operation.WRITE, Operation.TRUNCATE, Operation.ALLOCATE):
                 durable = last_sync.get(event.inode, -1) > at
             else:
                 durable = last_directory_sync.get(_parent(event.path), -1) > at
-            return max(1, len(event.data)) if durable else survives(event)
+            return everything_survives(event) if durable else survives(event)
 
         after = SimulatedDisk()
         contents, names, directories = self._base
@@ -184,18 +184,19 @@ class SimulatedDisk:
         for at, event in enumerate(history):
             if event.operation is Operation.CREATE:
                 after.inodes[event.inode] = bytearray()  # its bytes live as long as any name may
-            if event.operation not in (Operation.SYNC, Operation.SYNC_DIRECTORY) and (size := kept(at, event)):
-                after._replay(event, size)
+            if event.operation not in (Operation.SYNC, Operation.SYNC_DIRECTORY) and (ranges := kept(at, event)):
+                after._replay(event, ranges)
         after.names = {path: inode for path, inode in after.names.items() if _parent(path) in after.directories}
         after._base = ({i: bytes(c) for i, c in after.inodes.items()}, dict(after.names), set(after.directories))
         return after
 
-    def _replay(self, event: Event, size: int) -> None:
+    def _replay(self, event: Event, ranges: Sequence[tuple[int, int]]) -> None:
         match event.operation:
             case Operation.CREATE:
                 self.names[event.path] = event.inode
             case Operation.WRITE:
-                _write(self.inodes[event.inode], event.data[:size], event.offset)
+                for start, end in ranges:
+                    _write(self.inodes[event.inode], event.data[start:end], event.offset + start)
             case Operation.TRUNCATE:
                 _truncate(self.inodes[event.inode], event.size)
             case Operation.MKDIR:

@@ -83,14 +83,22 @@ class QueueFiles:
     def starts(self, directory: str) -> list[int]:
         """Offsets of the first entries of a queue's files. Raises StoreRefused."""
         positions = [int(name) for name in self.disk.list(directory) if len(name) == 20 and name.isdigit()]
-        expected = range(positions[0], positions[-1] + 1, self.file_size) if positions else ()
-        if positions != list(expected) or any(position % self.file_size for position in positions):
+        if any(position % self.file_size for position in positions):
             raise StoreRefused(
-                f"{directory}: the files do not follow one another with {self.file_size} bytes each; set "
-                "mappedFileSizeConsumeQueue to the size that this store was made with, or move the directory "
-                f"{DIRECTORY} away to have it made anew"
+                f"{directory}: the files do not have {self.file_size} bytes each; set mappedFileSizeConsumeQueue to "
+                f"the size that this store was made with, or move the directory {DIRECTORY} away to have it made anew"
             )
         return [position // ENTRY_BYTES for position in positions]
+
+    def gap(self, starts: list[int]) -> int:
+        """How many of a queue's files follow one another, from the first on."""
+        for index, start in enumerate(starts):
+            if start != starts[0] + index * self.per_file:
+                return index
+        return len(starts)
+
+    def unlink(self, directory: str, start: int) -> None:
+        self.disk.unlink(f"{directory}/{file_name(start * ENTRY_BYTES)}")
 
     def write(self, directory: str, offset: int, entries: Buffer) -> list[str]:
         """Write entries that follow one another from `offset` on; makes files as needed. Gives the paths written to.
@@ -138,10 +146,10 @@ class QueueFiles:
         Raises OSError."""
         starts = self.starts(directory)
         for start in reversed(starts):
-            path = f"{directory}/{file_name(start * ENTRY_BYTES)}"
             if start > starts[0] and start >= offset:
-                self.disk.unlink(path)
+                self.unlink(directory, start)
             elif offset < start + self.per_file:
+                path = f"{directory}/{file_name(start * ENTRY_BYTES)}"
                 zero_tail(self.disk, path, max(0, offset - start) * ENTRY_BYTES, self.file_size)
         if starts:
             self.disk.sync_directory(directory)
@@ -232,6 +240,11 @@ class ConsumeQueues:
             directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
             low = high = 0
             if starts := files.starts(directory):
+                if files.gap(starts) < len(starts):
+                    raise StoreRefused(
+                        f"{directory}: the file behind {starts[files.gap(starts) - 1]} is missing; move the directory "
+                        f"{DIRECTORY} away to have it made anew"
+                    )
                 filled = files.filled(directory, starts)
                 low = files.oldest(directory, starts[0], filled, self.log_first)
                 high = files.inside(directory, low, filled, self.log_end)
@@ -254,16 +267,14 @@ class ConsumeQueues:
         `cut` comes when that is done. `whole`: so is everything that stands before. Raises MissingEntries, OSError."""
         directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
         starts = files.starts(directory)
+        good = 0 if whole else files.gap(starts)
+        for start in reversed(starts[good:]):
+            files.unlink(directory, start)
         low = offset
-        if whole:
-            for start in reversed(starts):
-                self._disk.unlink(f"{directory}/{file_name(start * ENTRY_BYTES)}")
-        elif starts and starts[0] < offset:
-            if files.entry(directory, offset - 1)[1] <= 0:
+        if offset and not whole:
+            if not good or starts[0] >= offset or files.entry(directory, offset - 1)[1] <= 0:
                 raise MissingEntries(f"{directory} has no entry {offset - 1}")
             low = files.oldest(directory, starts[0], offset, self.log_first)
-        elif offset:
-            raise MissingEntries(f"{directory} has no entry {offset - 1}")
         queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, offset)
         return queue
 
