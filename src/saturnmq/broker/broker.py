@@ -24,7 +24,8 @@ from saturnmq.kernel.later import Reply, chain
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig
-from saturnmq.store.store import Arrival, Store
+from saturnmq.store.results import Arrival
+from saturnmq.store.store import Store
 
 
 class Broker:
@@ -48,7 +49,7 @@ class Broker:
 
         self.topics = TopicTable(config, store.disk, clock)
         self.groups = GroupTable(config, store.disk, clock)
-        self.offsets = OffsetTable(store.disk, clock, store.flush, store.config.flush_interval_config)
+        self.offsets = OffsetTable(store.disk, clock, store.flush, store.config.flush_interval_config, store.background)
         self.delays = DelayLevels(store, clock, store.config.message_delay_level)
         for table in (self.topics, self.groups, self.offsets, self.delays):
             table.load()
@@ -73,11 +74,11 @@ class Broker:
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
 
-    def start(self) -> None:
-        """Begin with what happens by itself: delayed messages, leases that end."""
+    def start(self) -> Reply[None]:
+        """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
         self.store.on_arrival = self._arrived
-        self.pops.start()
         self.delays.start()
+        return self.pops.start()
 
     def register(self, names: NameServers, address: Address) -> None:
         """Become known under this address, and stay so. `brokerIP1` wins over its host."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.clock import Background, Clock, Timer
 from saturnmq.kernel.errors import ProtocolError, SaturnError
-from saturnmq.kernel.later import Reply, chain, hear
+from saturnmq.kernel.later import Later, Reply, hear
 from saturnmq.wire.remoting import json
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,20 @@ class JsonFile:
         encode: Callable[[], bytes],
         *,
         delay_ms: int = 0,
-        before: Callable[[], Reply[None]] | None = None,
+        before: Callable[[], Reply[None]] = lambda: None,
+        background: Background | None = None,
     ) -> None:
-        """`delay_ms` 0 writes at the end of the turn. `before` must be over before what it covers is written."""
-        self._disk, self._clock, self._encode, self._delay_ms, self._before = disk, clock, encode, delay_ms, before
+        """`delay_ms` 0 writes at the end of the turn. `before` must be over before what it covers is written.
+
+        A file that is written while the broker is busy has a `background`, so that it does not hold up the loop.
+        """
+        self._disk, self._clock, self._encode, self._delay_ms = disk, clock, encode, delay_ms
+        self._before, self._background = before, background
         self._path = f"config/{name}"
+        #: set while there is something to write
         self._timer: Timer | None = None
+        #: who waits for the write after the one under way; None while there is none
+        self._waiting: list[Later[None]] | None = None
 
     def read(self) -> Any:
         """The parsed file, else its predecessor, else None when there was none. Raises ValueError: both are broken."""
@@ -62,13 +70,23 @@ class JsonFile:
             self._schedule(self._delay_ms)
 
     def write(self) -> Reply[None]:
-        """Write now what is there now, if anything changed since the last write."""
+        """Write now what changed since the last write. Answers when that is on disk, or failed and will be repeated."""
+        if self._waiting is not None:
+            later: Later[None] = Later()
+            self._waiting.append(later)
+            return later
         if self._timer is None:
             return None
         self._timer.cancel()
         self._timer = None
         data = self._encode()
-        return chain(self._before() if self._before is not None else None, lambda _: self._replace(data))
+        self._waiting = []
+        written: Later[None] = Later()
+        try:
+            hear(self._before(), lambda _: self._replace(data, written), lambda error: self._over(written, error))
+        except SaturnError as error:
+            self._over(written, error)
+        return written if written.pending else None
 
     def _schedule(self, delay_ms: int) -> None:
         if delay_ms:
@@ -77,24 +95,36 @@ class JsonFile:
             self._timer = self._clock.call_soon(self._due)
 
     def _due(self) -> None:
-        try:
-            reply = self.write()
-        except SaturnError as error:
-            self._failed(error)
-        else:
-            hear(reply, lambda _: None, self._failed)
+        self.write()
 
-    def _replace(self, data: bytes) -> Reply[None]:
-        try:
+    def _replace(self, data: bytes, written: Later[None]) -> None:
+        def work() -> None:
             if self._disk.exists(self._path):
                 # a crash between the two leaves the .bak, which read() takes
                 self._disk.rename(self._path, self._path + ".bak")
             self._disk.replace_file(self._path, data)
-        except OSError as error:
-            self._failed(error)
-        return None
 
-    def _failed(self, error: BaseException) -> None:
-        log.error("%s was not written, trying again in %d ms: %s", self._path, RETRY_MS, error)
-        if self._timer is None:
-            self._schedule(RETRY_MS)
+        if self._background is not None:
+            self._background.run(work, lambda _: self._over(written), lambda error: self._over(written, error))
+            return
+        try:
+            work()
+        except OSError as error:
+            self._over(written, error)
+        else:
+            self._over(written)
+
+    def _over(self, written: Later[None], error: BaseException | None = None) -> None:
+        if error is not None:
+            log.error("%s was not written, trying again in %d ms: %s", self._path, RETRY_MS, error)
+            if self._timer is None:
+                self._schedule(RETRY_MS)
+        waiting, self._waiting = self._waiting or [], None
+        written.resolve(None)
+
+        def release(_: None) -> None:
+            for later in waiting:
+                later.resolve(None)
+
+        if waiting:
+            hear(self.write(), release, lambda _: None)  # a write does not fail, it is repeated

@@ -8,7 +8,7 @@ import msgspec
 
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.clock import Background, Clock
 from saturnmq.kernel.later import Reply
 from saturnmq.kernel.topic import DataVersion
 
@@ -34,10 +34,19 @@ class OffsetTable:
     that are gone, and skip the new ones that take their places.
     """
 
-    def __init__(self, disk: Disk, clock: Clock, flush: Callable[[], Reply[None]], delay_ms: int = 5_000) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        clock: Clock,
+        flush: Callable[[], Reply[None]],
+        delay_ms: int = 5_000,
+        background: Background | None = None,
+    ) -> None:
         self._clock = clock
         self._offsets: dict[str, dict[int, int]] = {}
-        self._file = JsonFile(disk, clock, "consumerOffset.json", self._encode, delay_ms=delay_ms, before=flush)
+        self._file = JsonFile(
+            disk, clock, "consumerOffset.json", self._encode, delay_ms=delay_ms, before=flush, background=background
+        )
         self._changes = 0
         self.version = DataVersion(timestamp=clock.now_ms())
 

@@ -12,7 +12,8 @@ from saturnmq.kernel.later import Later, Reply, chain, hear
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import PullRequest, PullResult, PullStatus
 from saturnmq.kernel.topic import READ
-from saturnmq.store.store import Found, FoundStatus, Store
+from saturnmq.store.results import Found, FoundStatus
+from saturnmq.store.store import Store
 
 _STATUSES = {
     FoundStatus.FOUND: PullStatus.FOUND,

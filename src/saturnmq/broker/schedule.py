@@ -14,7 +14,9 @@ from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.later import Reply, hear
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, DataVersion
-from saturnmq.store.store import Found, FoundStatus, Store
+from saturnmq.store.dispatch import parse_delays
+from saturnmq.store.results import Found, FoundStatus
+from saturnmq.store.store import Store
 from saturnmq.wire import record
 
 log = logging.getLogger(__name__)
@@ -26,12 +28,6 @@ _TURN_BYTES = 1 << 20
 _WRITE_MS = 10_000
 #: after a failed read or append
 _RETRY_MS = 1_000
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-def parse_levels(text: str) -> list[int]:
-    """`1s 5s 1m` as milliseconds, level 1 first. Raises ValueError."""
-    return [int(level[:-1]) * _UNITS_MS[level[-1]] for level in text.split()]
 
 
 class _File(msgspec.Struct, rename="camel"):
@@ -67,9 +63,15 @@ class DelayLevels:
 
     def __init__(self, store: Store, clock: Clock, levels: str) -> None:
         self._store, self._clock = store, clock
-        self._levels = [_Level(number, delay_ms) for number, delay_ms in zip(count(1), parse_levels(levels))]
+        self._levels = [_Level(number, delay_ms) for number, delay_ms in zip(count(1), parse_delays(levels))]
         self._file = JsonFile(
-            store.disk, clock, "delayOffset.json", self._encode, delay_ms=_WRITE_MS, before=store.flush
+            store.disk,
+            clock,
+            "delayOffset.json",
+            self._encode,
+            delay_ms=_WRITE_MS,
+            before=store.flush,
+            background=store.background,
         )
         self._version = DataVersion(timestamp=clock.now_ms())
         self._running = False

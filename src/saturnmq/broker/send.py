@@ -22,7 +22,7 @@ from saturnmq.kernel.errors import (
     TopicNotFound,
 )
 from saturnmq.kernel.later import Reply
-from saturnmq.kernel.message import INNER_BATCH, Message
+from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import SendReceipt, SendRequest
 from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, WRITE, TopicConfig, check_topic
@@ -36,6 +36,8 @@ _SPECIAL = frozenset(
         names.INNER_MULTI_DISPATCH, names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER,
     }
 )  # fmt: skip
+#: sysFlag bits of messages that are not simply appended
+_UNUSUAL = TRANSACTION_MASK | INNER_BATCH | NEED_UNWRAP
 #: in the order in which they count
 _TIMERS = (names.TIMER_DELAY_SEC, names.TIMER_DELAY_MS, names.TIMER_DELIVER_MS)
 
@@ -89,7 +91,12 @@ class Sends:
             return self._send_batch(request.messages, topic)
         properties = request.properties
         unique_key = properties.get(names.UNIQUE_KEY)
-        if not unique_key or not _SPECIAL.isdisjoint(properties) or topic.topic_name.startswith(RETRY_PREFIX):
+        if (
+            not unique_key
+            or not _SPECIAL.isdisjoint(properties)
+            or message.sys_flag & _UNUSUAL
+            or topic.topic_name.startswith(RETRY_PREFIX)
+        ):
             self._prepare(request, message, properties)
             unique_key = properties[names.UNIQUE_KEY]
         elif message.properties.endswith(b"\x02"):
@@ -175,13 +182,12 @@ class Sends:
             properties[names.UNIQUE_KEY] = f"{self._random(1 << 128):032X}"
         for name in (names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER):
             properties.pop(name, None)
-        if names.INNER_MULTI_DISPATCH in properties or message.sys_flag & INNER_BATCH:
+        if names.INNER_MULTI_DISPATCH in properties or message.sys_flag & (INNER_BATCH | NEED_UNWRAP):
             raise NotSupported("light queues and inner batches are not supported by this version of SaturnMQ")
         dead = message.topic.startswith(RETRY_PREFIX) and self._send_to_dead_letters(request, message, properties)
         level = 0 if dead else _integer(properties.get(names.DELAY))
-        if properties.get(names.TRANSACTION_PREPARED, "").lower() == "true" and not (
-            message.reconsume_times > 0 and level > 0
-        ):
+        is_half = properties.get(names.TRANSACTION_PREPARED, "").lower() == "true"
+        if message.sys_flag & TRANSACTION_MASK or (is_half and not (message.reconsume_times > 0 and level > 0)):
             raise NotSupported("transactions are not supported by this version of SaturnMQ")
         if level > 0:
             for name in _TIMERS:
