@@ -59,7 +59,8 @@ from saturnmq.kernel.later import Later, Reply, after
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Popped, PopRequest, PopResult, PopStatus
 from saturnmq.kernel.topic import READ, RETRY_PREFIX, TopicConfig, pop_retry_topic
-from saturnmq.store.store import Found, FoundStatus, Store
+from saturnmq.store.results import Found, FoundStatus
+from saturnmq.store.store import Store
 from saturnmq.wire.record import MAX_PROPERTIES_BYTES, decode, encode_stored, reconsume_times
 
 #: messages of one pop (PopMessageProcessor)
@@ -337,7 +338,8 @@ class Pops:
             else:
                 plan += retries
         if pop.warm is not None:
-            plan.insert(0, pop.warm[0])
+            warm = pop.warm[0]
+            plan = [warm, *(queue for queue in plan if queue is not warm)]
         return plan
 
     def _left(self, queue: GroupQueue, now_ms: int) -> int:
@@ -626,7 +628,8 @@ def _free(queue: GroupQueue, found: Found) -> _Take | None:
     offsets, records, positions = found.offsets, found.records, found.positions
     if offsets[0] < queue.high and queue.leases:
         free = [offset not in queue.leases for offset in offsets]
-        offsets, records, positions = (list(compress(column, free)) for column in (offsets, records, positions))
+        offsets, records = list(compress(offsets, free)), list(compress(records, free))
+        positions = list(compress(positions, free))
         if not offsets:
             return None
     return _Take(queue, offsets, records, positions, found.next_offset)

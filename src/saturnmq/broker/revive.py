@@ -16,7 +16,8 @@ from saturnmq.kernel.later import hear
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message, StoredMessage
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.topic import RETRY_PREFIX
-from saturnmq.store.store import Found, FoundStatus, Store
+from saturnmq.store.results import Found, FoundStatus
+from saturnmq.store.store import Store
 from saturnmq.wire.record import MAX_PROPERTIES_BYTES, decode
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,8 @@ from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply, after, chain
 from saturnmq.kernel.message import Appended, Message, StoredMessage
 from saturnmq.kernel.topic import REVIVE_GROUP, pop_retry_topic
-from saturnmq.store.store import Found, Store
+from saturnmq.store.results import Found
+from saturnmq.store.store import Store
 from saturnmq.wire.record import decode
 
 log = logging.getLogger(__name__)

@@ -98,7 +98,11 @@ class PopStage:
         self._again: dict[str, Any] = {"queues": queues, "settings": settings, "flush": flush}
         background = InlineBackground(self.clock)
         config = BrokerConfig(**(settings or {}))
-        store_config = StoreConfig(flush_disk_type=flush)  # type: ignore[arg-type]
+        store_config = StoreConfig(
+            flush_disk_type=flush,  # type: ignore[arg-type]
+            mapped_file_size_commit_log=1 << 20,
+            mapped_file_size_consume_queue=20_000,
+        )
         self.store = Store(self.disk, store_config, self.clock, background, background)
         self.store.open()
         self.topics = TopicTable(config, self.disk, self.clock)

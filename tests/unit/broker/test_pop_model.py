@@ -28,7 +28,7 @@ QUEUES = 2
 class Hand:
     """A handle that some consumer got."""
 
-    held: Held
+    held: Held = field(repr=False)
     #: end of the lease that it is good for; None: nobody knows any more
     until_ms: int | None
     #: when that lease began; the next one of the same message begins later
@@ -246,9 +246,8 @@ class PopLife(RuleBasedStateMachine):
         try:
             verb()
         except (InvalidReceiptHandle, NoSuchMessage) as error:
-            if hand.until_ms is None or (hand.done and not repeats) or (name in group.unsure and good):
-                return False
-            assert not good, f"{name}: {error}"
+            if hand.until_ms is not None and good and not (hand.done and not repeats) and name not in group.unsure:
+                raise AssertionError(f"the handle of {name} should be good: {hand}") from error
             return False
         if hand.until_ms is None:
             # it was good, and has had its effect
@@ -256,7 +255,11 @@ class PopLife(RuleBasedStateMachine):
             group.unsure.add(name)
             group.holders.pop(name, None)
             return False
-        assert good, f"the handle of {name} should not be good at {now_ms}: {hand}"
+        if not good:
+            # what is acknowledged is acknowledged: of a FIFO batch that is over nobody knows which handle did it
+            assert group.fifo, f"the handle of {name} should not be good at {now_ms}: {hand}"
+            assert name in group.acked | group.unsure, f"{name} was not acknowledged by {hand}"
+            return False
         return not hand.done
 
     def acknowledged(self, group: Group, hand: Hand) -> None:
