@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from saturnmq.kernel.message import TRANSACTION_MASK, TRANSACTION_PREPARED, TRANSACTION_ROLLBACK
 from saturnmq.kernel.subscription import tag_hash
@@ -21,15 +22,20 @@ def is_queued(sys_flag: int) -> bool:
 
 def find_property(properties: bytes, key: bytes) -> bytes | None:
     """The value of one property, without decoding the others; None when it is absent."""
-    needle = key + b"\x01"
-    at = properties.find(needle)
-    while at > 0 and properties[at - 1] != 2:
-        at = properties.find(needle, at + 1)
-    if at < 0:
+    at = properties.find(b"\x02%b\x01" % key)
+    if at >= 0:
+        at += len(key) + 2
+    elif properties.startswith(key + b"\x01"):
+        at = len(key) + 1
+    else:
         return None
-    at += len(needle)
     end = properties.find(b"\x02", at)
     return properties[at:end] if end >= 0 else properties[at:]
+
+
+@lru_cache(maxsize=65536)
+def _hash(tag: bytes) -> int:
+    return tag_hash(tag.decode("utf-8", "replace"))
 
 
 def tags_code(topic: str, properties: bytes, stored_ms: int, delays_ms: list[int]) -> int:
@@ -39,10 +45,8 @@ def tags_code(topic: str, properties: bytes, stored_ms: int, delays_ms: list[int
         level = find_property(properties, b"DELAY")
         if level is not None and level.isdigit() and int(level) > 0:
             return stored_ms + delays_ms[min(int(level), len(delays_ms)) - 1]
-    if b"TAGS\x01" not in properties:
-        return 0
     tag = find_property(properties, b"TAGS")
-    return tag_hash(tag.decode("utf-8", "replace")) if tag else 0
+    return _hash(tag) if tag else 0
 
 
 def parse_delays(levels: str) -> list[int]:

@@ -17,7 +17,7 @@ from saturnmq.disk.openfiles import OpenFiles
 from saturnmq.disk.port import Disk, Lock
 from saturnmq.kernel.clock import Background, Clock, Timer
 from saturnmq.kernel.config import StoreConfig
-from saturnmq.kernel.errors import BodyTooLarge, IllegalTopic, PropertiesTooLarge, ServiceUnavailable, SystemBusy
+from saturnmq.kernel.errors import BodyTooLarge, PropertiesTooLarge, SaturnError, ServiceUnavailable, SystemBusy
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.message import Appended, Message
@@ -39,7 +39,7 @@ from saturnmq.store.reading import (
 )
 from saturnmq.store.recovery import Recovery
 from saturnmq.store.results import Arrival, Found, FoundStatus, StoreRefused
-from saturnmq.wire.record import MAX_PROPERTIES_BYTES, MAX_TOPIC_BYTES, encode, size_of
+from saturnmq.wire.record import MAX_PROPERTIES_BYTES, encode, size_of
 
 __all__ = ["Arrival", "Found", "FoundStatus", "Store", "StoreRefused"]
 
@@ -85,6 +85,7 @@ class Store:
         self._sync_flush = config.flush_disk_type == "SYNC_FLUSH"
         self._delays_ms = parse_delays(config.message_delay_level)
         self._max_body = config.max_message_size
+        self._max_record = config.mapped_file_size_commit_log - BLANK_BYTES
         directory = config.store_path_commit_log or "commitlog"
         self._log = CommitLog(disk, directory, config.mapped_file_size_commit_log, reader)
         queue_file_size = -(-config.mapped_file_size_consume_queue // ENTRY_BYTES) * ENTRY_BYTES
@@ -232,27 +233,31 @@ class Store:
 
     def append(self, messages: Sequence[Message]) -> list[Appended]:
         """Give each message the next offset of its queue and its place in the log; readers see it later. Raises
-        BodyTooLarge, PropertiesTooLarge, IllegalTopic, and nothing is appended; ServiceUnavailable and SystemBusy, and
-        messages before the one that found no room may be stored."""
-        self._check(messages)
+        BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and messages before
+        the one that found no room may be stored."""
+        sizes = self._check(messages)
         commit_log, queues, store_host = self._log, self._queues.known, self.store_host
         now_ms = self._clock.now_ms()
         stored_ms = self._stored_ms = now_ms if now_ms > self._stored_ms else self._stored_ms
         appended = []
-        for message in messages:
+        for message, size in zip(messages, sizes, strict=True):
             topic, queue_id = message.topic, message.queue_id
             try:
                 queue = queues.get((topic, queue_id)) or self._queues.open(topic, queue_id)
-                position = commit_log.place(size_of(message, store_host=store_host))
+                position = commit_log.place(size)
             except OSError as error:
                 raise self._no_room(error) from error
             queued = is_queued(message.sys_flag)
             offset = queue.next_offset if queued else 0
-            record = encode(
-                message, queue_offset=offset, commit_log_offset=position, stored_ms=stored_ms, store_host=store_host
+            commit_log.add(
+                encode(
+                    message,
+                    queue_offset=offset,
+                    commit_log_offset=position,
+                    stored_ms=stored_ms,
+                    store_host=store_host,
+                )
             )
-            size = len(record)
-            commit_log.add(record)
             if queued:
                 queue.next_offset = offset + 1
                 properties = message.properties
@@ -264,25 +269,32 @@ class Store:
             self._clock.call_soon(self._end_turn)
         return appended
 
-    def _check(self, messages: Sequence[Message]) -> None:
+    def _check(self, messages: Sequence[Message]) -> list[int]:
+        """The sizes of the messages' records, when all of them may be appended."""
         if self._refusal is not None:
             raise ServiceUnavailable(self._refusal)
         if self._queues.unwritten > MAX_UNWRITTEN_ENTRIES:
             raise SystemBusy("the disk is too slow: the consume queues are far behind the commit log; try again later")
+        store_host, max_body, max_record = self.store_host, self._max_body, self._max_record
+        sizes = []
         for message in messages:
-            if len(message.body) > self._max_body:
-                raise BodyTooLarge(f"the body has {len(message.body)} bytes, maxMessageSize is {self._max_body}")
-            if len(message.properties) > MAX_PROPERTIES_BYTES:
-                raise PropertiesTooLarge(
-                    f"the properties have {len(message.properties)} bytes, the limit is {MAX_PROPERTIES_BYTES}"
-                )
-            if len(message.topic) > MAX_TOPIC_BYTES // 4:
-                raise IllegalTopic(f"the topic has {len(message.topic)} characters, a record has no room for that")
-            if size_of(message, store_host=self.store_host) + BLANK_BYTES > self._log.file_size:
-                raise BodyTooLarge(
-                    f"the body has {len(message.body)} bytes, a commit log file only {self._log.file_size} "
-                    "(mappedFileSizeCommitLog)"
-                )
+            size = size_of(message, store_host=store_host)
+            if len(message.body) > max_body or len(message.properties) > MAX_PROPERTIES_BYTES or size > max_record:
+                raise self._too_large(message)
+            sizes.append(size)
+        return sizes
+
+    def _too_large(self, message: Message) -> SaturnError:
+        body_bytes, properties_bytes = len(message.body), len(message.properties)
+        if properties_bytes > MAX_PROPERTIES_BYTES:
+            return PropertiesTooLarge(
+                f"the properties have {properties_bytes} bytes, the limit is {MAX_PROPERTIES_BYTES}"
+            )
+        if body_bytes > self._max_body:
+            return BodyTooLarge(f"the body has {body_bytes} bytes, maxMessageSize is {self._max_body}")
+        return BodyTooLarge(
+            f"the body has {body_bytes} bytes, a commit log file only {self._log.file_size} (mappedFileSizeCommitLog)"
+        )
 
     def _no_room(self, error: OSError) -> ServiceUnavailable:
         if self._log.broken:

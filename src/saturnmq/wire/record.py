@@ -30,8 +30,7 @@ MAGIC_BLANK = 0xCBD43194
 BLANK = Struct(">II")
 
 MAX_V1_TOPIC_BYTES = 127
-#: the lengths of topic and properties are Java shorts
-MAX_TOPIC_BYTES = 32767
+#: their length is a Java short
 MAX_PROPERTIES_BYTES = 32767
 #: a record with IPv4 hosts, no body, no topic, no properties
 MIN_SIZE = 91
