@@ -73,10 +73,10 @@ class Broker:
         self.producer_joined = self.clients.producer_joined
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
+        store.on_arrival = self._arrived
 
     def start(self) -> Reply[None]:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
-        self.store.on_arrival = self._arrived
         self.delays.start()
         return self.pops.start()
 

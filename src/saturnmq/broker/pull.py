@@ -75,7 +75,8 @@ class Pulls:
             request.queue.topic,
             request.queue.queue_id,
             request.offset,
-            min(request.max_messages, self._most_messages),
+            # Go's pull consumer asks for 0 and expects one
+            max(1, min(request.max_messages, self._most_messages)),
             min(request.max_bytes, self._most_bytes),
             request.subscription.codes or None,
         )

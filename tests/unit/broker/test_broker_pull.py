@@ -34,6 +34,7 @@ def test_found(offline: OfflineBroker) -> None:
     size = len(response.body) // 2
     assert bodies(offline.pull("g", "orders", 0, maxMsgBytes=size).body) == [b"0"]
     assert bodies(offline.pull("g", "orders", 0, maxMsgBytes=1).body) == [b"0"], "one at least"
+    assert bodies(offline.pull("g", "orders", 1, maxMsgNums=0).body) == [b"1"], "one at least"
 
 
 def test_no_pull_takes_more_than_the_broker_allows() -> None:
