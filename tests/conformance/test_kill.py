@@ -63,7 +63,9 @@ def number_of(message: Stored, topic: str) -> int:
 
 def test_a_killed_server_keeps_what_it_acknowledged(server: LocalServer) -> None:
     messages = Numbered(body_of, properties_of)
-    topic = Admin(server.namesrv, server.broker).create_topic(queues=QUEUES)
+    admin = Admin(server.namesrv, server.broker)
+    topic = admin.create_topic(queues=QUEUES)
+    admin.close()
     before = PipelinedSender(server.broker, topic, QUEUES, messages)
     asyncio.run(send_until_killed(server, before))
     assert ENOUGH <= len(before.acknowledged) < MESSAGES
