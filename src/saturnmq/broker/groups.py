@@ -14,6 +14,7 @@ from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.errors import IllegalGroup
 from saturnmq.kernel.topic import DataVersion, GroupConfig, check_group, is_system_group
+from saturnmq.wire.remoting.bodies import encode
 
 log = logging.getLogger(__name__)
 
@@ -103,4 +104,4 @@ class GroupTable:
         return forbidden is None or not forbidden.get(topic, 0) & READ_FORBIDDEN
 
     def _encode(self) -> bytes:
-        return msgspec.json.encode(_File(self._groups, self._forbidden, self.version))
+        return encode(_File(self._groups, self._forbidden, self.version))

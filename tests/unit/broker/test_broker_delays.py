@@ -6,6 +6,7 @@ import pytest
 
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.topic import GroupConfig, TopicConfig
+from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
@@ -202,3 +203,16 @@ def test_fewer_levels_than_before_leave_the_rest_alone() -> None:
     fewer.send("orders", b"now", DELAY="3")
     fewer.clock.advance(1_000)
     assert [one.body for one in fewer.stored("orders")] == [b"now"]
+
+
+@pytest.mark.parametrize("passes_ms", [0, 999, 1_000, 11_000])
+def test_a_power_cut_loses_no_delayed_message_and_repeats_one_only_before_its_offset_was_written(
+    passes_ms: int,
+) -> None:
+    offline = OfflineBroker(store_settings={"flush_disk_type": "SYNC_FLUSH"})
+    assert offline.send("orders", DELAY="1").code == 0
+    offline.clock.advance(passes_ms)
+    clock = VirtualClock(offline.clock.now_ms())
+    again = OfflineBroker(offline.disk.crashed(), clock, store_settings={"flush_disk_type": "SYNC_FLUSH"})
+    clock.advance(1_000)
+    assert len(again.stored("orders")) == (2 if passes_ms == 1_000 else 1)

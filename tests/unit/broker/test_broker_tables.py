@@ -7,6 +7,8 @@ import errno
 import pytest
 
 from saturnmq.disk.simulated import Operation
+from saturnmq.kernel.later import Later
+from saturnmq.kernel.ports import BrokerPort
 from saturnmq.kernel.topic import GroupConfig, TopicConfig
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.wire.remoting import json
@@ -35,6 +37,11 @@ def test_a_broker_has_its_system_topics_and_groups() -> None:
     assert broker.groups.exists("TOOLS_CONSUMER")
     assert broker.topics.is_system("broker-a")
     assert not broker.topics.is_system("orders")
+
+
+def test_a_broker_is_what_the_proxy_asks_of_one() -> None:
+    port: BrokerPort = OfflineBroker().broker
+    assert port.name == "broker-a"
 
 
 def test_without_auto_creation_there_is_no_template() -> None:
@@ -183,6 +190,39 @@ def test_offsets_are_written_only_after_a_flush_of_the_log() -> None:
     offline.clock.run_soon()
     assert offline.disk.exists("config/consumerOffset.json")
     assert offline.store.flushed == offline.store.end
+
+
+def test_what_changes_while_a_file_is_written_is_written_after_it() -> None:
+    offline = OfflineBroker()
+    offsets = offline.broker.offsets
+    offsets.commit("g", "orders", 0, 1)
+    first = offsets.write()
+    assert isinstance(first, Later), "the writing is done in the background"
+    offsets.commit("g", "orders", 0, 2)
+    second = offsets.write()
+    assert isinstance(second, Later)
+    assert second.pending
+    offline.clock.run_soon()
+    assert not second.pending
+    assert json.parse(offline.disk.read_file("config/consumerOffset.json"))["offsetTable"] == {"orders@g": {"0": 2}}
+    assert offsets.write() is None, "nothing changed since"
+
+
+def test_no_offset_is_written_when_the_log_cannot_be_flushed() -> None:
+    offline = OfflineBroker()
+    offline.send("orders")
+    offline.broker.offsets.commit("g", "orders", 0, 1)
+    offline.disk.faults[Operation.SYNC, "commitlog/"] = errno.EIO
+    offline.send("orders")
+    offline.clock.advance(30_000)
+    assert not offline.disk.exists("config/consumerOffset.json")
+
+
+def test_groups_are_written_without_nulls() -> None:
+    offline = OfflineBroker()
+    offline.broker.groups.put(GroupConfig(group_name="g"))
+    offline.clock.run_soon()
+    assert b"null" not in offline.disk.read_file("config/subscriptionGroup.json")
 
 
 def test_apaches_files_are_read_dialect_and_all() -> None:
