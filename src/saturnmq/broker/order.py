@@ -16,8 +16,9 @@ class Order(msgspec.Struct, kw_only=True):
 
     What Apache keeps as `OrderInfo` (broker/offset/ConsumerOrderInfoManager.java), with its rules: the queue is
     blocked while any message is neither acknowledged nor visible again; whoever asks with the attempt id of the
-    batch gets the same messages again; deliveries are counted here, for the record in the log is never changed.
-    Other than there an acknowledged message is not given again when one before it is.
+    batch gets the same messages again, and its older handles are no longer good; deliveries are counted here, for the
+    record in the log is never changed. Other than there an acknowledged message is not given again when one before it
+    is.
     """
 
     attempt_id: str | None

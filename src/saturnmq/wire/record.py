@@ -50,6 +50,8 @@ _LENGTH = Struct(">H")
 _pack_length = _LENGTH.pack
 _SYS_FLAG = Struct(">36xI")
 _BATCH_HEAD = Struct(">IIIiI")
+#: behind two IPv4 hosts
+_RECONSUME_TIMES = Struct(">72xi").unpack_from
 
 
 @lru_cache(maxsize=65536)
@@ -185,9 +187,11 @@ def decode(record: bytes, *, check_crc: bool = False) -> StoredMessage:
 
 def reconsume_times(record: bytes) -> int:
     """That one field, of a record that is known to be whole."""
-    (sys_flag,) = _SYS_FLAG.unpack_from(record)
-    at = 72 + (12 if sys_flag & BORN_HOST_V6 else 0) + (12 if sys_flag & STORE_HOST_V6 else 0)
-    return int.from_bytes(record[at : at + 4], "big", signed=True)
+    v6_hosts = record[39] & (BORN_HOST_V6 | STORE_HOST_V6)
+    if v6_hosts:
+        record = record[24:] if v6_hosts == BORN_HOST_V6 | STORE_HOST_V6 else record[12:]
+    times: int = _RECONSUME_TIMES(record)[0]
+    return times
 
 
 def split(records: bytes) -> list[bytes]:

@@ -234,6 +234,8 @@ class PopLife(RuleBasedStateMachine):
             if blocked:
                 assert attempt is not None, f"{got} while {blocked} is held"
                 assert attempt == group.attempts[queue_id], f"{got} while {blocked} is held"
+                for name in blocked:  # whoever repeats an attempt never heard of the first one
+                    group.holders[name].replaced = True
             group.attempts[queue_id] = attempt
             open_ = [name for name in sent if name not in group.acked]
             certain = [name for name in open_ if name not in group.unsure or name in got]
