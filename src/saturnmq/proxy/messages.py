@@ -7,6 +7,7 @@ nested messages. Sources: proxy/grpc/v2/producer/SendMessageActivity.java, proxy
 from __future__ import annotations
 
 import re
+import zlib
 from functools import lru_cache
 from hashlib import md5
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from saturnmq.kernel import properties as props
-from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.config import MIB, ProxyConfig
 from saturnmq.kernel.errors import (
     BodyEmpty,
     BodyTooLarge,
@@ -55,6 +56,11 @@ _NOT_FOR_USERS = props.RESERVED | {
     props.INNER_MULTI_DISPATCH,
     "__transactionId__",
 }
+
+
+_GZIP_MAGIC = b"\x1f\x8b"
+#: what a Remoting client may send before it compresses (its maxMessageSize); a bomb stays closed
+_MOST_INFLATED_BYTES = 4 * MIB
 
 
 class Incoming(msgspec.Struct, gc=False):
@@ -215,7 +221,8 @@ def to_client(received: Received, topic: str) -> bytes:
     user = {key: value for key, value in properties.items() if key not in _NOT_FOR_USERS}
     if user:
         message.user_properties.update(user)
-    message.body = stored.body
+    body, encoding = (stored.body, pb.IDENTITY) if not stored.sys_flag & COMPRESSED else _readable(stored.body)
+    message.body = body
     system = message.system_properties
     tag = properties.get(props.TAGS)
     if tag:
@@ -226,8 +233,8 @@ def to_client(received: Received, topic: str) -> bytes:
     system.message_id = message_id(stored, properties)
     digest = system.body_digest
     digest.type = pb.MD5
-    digest.checksum = md5(stored.body, usedforsecurity=False).hexdigest().upper()
-    system.body_encoding = pb.GZIP if stored.sys_flag & COMPRESSED else pb.IDENTITY
+    digest.checksum = md5(body, usedforsecurity=False).hexdigest().upper()
+    system.body_encoding = encoding
     system.message_type = _type_of(properties)
     set_time(system.born_timestamp, stored.born_ms)
     set_time(system.store_timestamp, stored.stored_ms)
@@ -239,6 +246,23 @@ def to_client(received: Received, topic: str) -> bytes:
     system.delivery_attempt = received.reconsume_times + 1
     _rare_properties(system, properties)
     return response.SerializeToString()
+
+
+def _readable(compressed: bytes) -> tuple[bytes, pb.Encoding]:
+    """A compressed body as every gRPC client can read it, and its encoding.
+
+    Remoting clients compress with zlib; Apache passes that on as GZIP, where Node's client takes nothing but gzip. What
+    is neither stays as it came.
+    """
+    if not compressed.startswith(_GZIP_MAGIC):
+        inflate = zlib.decompressobj()
+        try:
+            plain = inflate.decompress(compressed, _MOST_INFLATED_BYTES)
+        except zlib.error:
+            return compressed, pb.GZIP
+        if inflate.eof:
+            return plain, pb.IDENTITY
+    return compressed, pb.GZIP
 
 
 def set_time(timestamp: Timestamp, ms: int) -> None:

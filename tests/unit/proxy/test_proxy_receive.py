@@ -12,7 +12,6 @@ from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import SystemBusy
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Later
-from saturnmq.kernel.message import COMPRESSED
 from saturnmq.kernel.ports import ConsumeType, PopResult, PopStatus
 from saturnmq.kernel.topic import GroupConfig
 from saturnmq.net.grpc_server import GrpcStatus
@@ -47,7 +46,7 @@ def test_what_a_consumer_gets(client: Grpc) -> None:
         "__BORNHOST": "laptop",
         "BORN_TIMESTAMP": "1",
     }
-    one = popped(properties, reconsume_times=2, sys_flag=COMPRESSED)
+    one = popped(properties, reconsume_times=2)
     client.broker.answers["pop"] = [found([one])]
     status, (got,) = stream(client.receive(receive_request()))
     assert status == pb.Status(code=pb.OK, message="OK")
@@ -60,7 +59,7 @@ def test_what_a_consumer_gets(client: Grpc) -> None:
         keys=["k1", "k2"],
         message_id="id-1",
         body_digest=pb.Digest(type=pb.MD5, checksum="5D41402ABC4B2A76B9719D911017C592"),
-        body_encoding=pb.GZIP,
+        body_encoding=pb.IDENTITY,
         message_type=pb.FIFO,
         born_timestamp={"seconds": 1_600_000_000, "nanos": 123_000_000},
         born_host="laptop",
