@@ -57,6 +57,8 @@ class RouteTable:
         #: by cluster and address
         self._live: dict[tuple[str, str], _Live] = {}
         self._scan_planned = False
+        #: told of a topic that nobody has, before that is the answer: a broker in this process may create it
+        self.on_unknown: Callable[[str], object] = lambda topic: None
 
     # ------------------------------------------------------------------------------------------------- brokers
 
@@ -122,6 +124,8 @@ class RouteTable:
 
     def route(self, topic: str) -> TopicRoute:
         """Raises TopicNotFound."""
+        if topic not in self._topics:
+            self.on_unknown(topic)
         queues = self._topics.get(topic)
         brokers = [self._copy(self._brokers[name]) for name in queues or () if name in self._brokers]
         if not queues or not brokers:

@@ -169,3 +169,9 @@ def test_a_broker_is_gone_with_its_connection(table: RouteTable) -> None:
     table.register(registration(broker_name="b", address="10.0.0.2:10911"), "connection 3")
     table.connection_lost("connection 2")  # it came back before its old connection was seen to be gone
     assert set(table.brokers) == {"b"}
+
+
+def test_whoever_can_create_an_unknown_topic_is_asked_first(table: RouteTable) -> None:
+    table.register(registration())
+    table.on_unknown = lambda topic: table.register(registration(topics=topics(topic), version=DataVersion(2, 0, 5)))
+    assert [data.broker_name for data in table.route("new").queue_datas] == ["a"]
