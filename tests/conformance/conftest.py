@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness.admin import Admin
 from harness.clients import Client, ClientProcess
+from harness.forwarder import Forwarder
 from harness.grpc_variants import GRPC_DEFAULTS, GRPC_VARIANTS, Variant
 from harness.programs import built_or_skipped
 from harness.remoting_fixtures import (  # noqa: F401 - fixtures
@@ -67,8 +68,18 @@ def admin(server: Server) -> Iterator[Admin]:
 
 
 @pytest.fixture(scope="session")
-def client_process(run_home: Path, server: Server) -> Iterator[Callable[[str], ClientProcess]]:
-    """The running program of a variant, built and started when it is first asked for."""
+def forwarder(server: Server) -> Iterator[Forwarder]:
+    """A port that leads to the gRPC port."""
+    with Forwarder(server.grpc) as forwarder:
+        yield forwarder
+
+
+@pytest.fixture(scope="session")
+def client_process(run_home: Path, server: Server, forwarder: Forwarder) -> Iterator[Callable[[str], ClientProcess]]:
+    """The running program of a variant, built and started when it is first asked for.
+
+    The forwarder outlives the programs: Node's ends when a connection is lost under a closed client's stream.
+    """
     running: dict[str, ClientProcess] = {}
 
     def process_of(name: str) -> ClientProcess:

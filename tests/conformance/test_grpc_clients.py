@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from harness.admin import Admin
+from harness.admin import Admin, CannotTell
 from harness.clients import (
     MIN_INVISIBLE_MS,
     Client,
@@ -181,15 +181,16 @@ def test_unknown_topic_in_python(client: Client, admin: Admin, server: Server) -
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.clients(*ALL_VARIANTS)
-def test_through_a_forwarded_port(client: Client, admin: Admin, server: Server, host: str) -> None:
+def test_through_a_forwarded_port(
+    client: Client, admin: Admin, server: Server, forwarder: Forwarder, host: str
+) -> None:
     """A client that knows a container's published port only is told that address by the route, and uses no other."""
     topic, group = admin.create_topic(), admin.create_group()
-    with Forwarder(server.grpc) as forwarder:
-        client.endpoints = f"{host}:{forwarder.port}"
-        send_and_receive(client.producer(topic), client.simple(group, {topic: "*"}), topic)
-        client.close_all()
-        if not server.is_apache:
-            assert forwarder.sent_bytes > 5 * 70_000
+    client.endpoints = f"{host}:{forwarder.port}"
+    before_bytes = forwarder.sent_bytes
+    sent = send_and_receive(client.producer(topic), client.simple(group, {topic: "*"}), topic)
+    if not server.is_apache:  # Apache's Local mode names its own port
+        assert forwarder.sent_bytes - before_bytes > sum(len(message.body) for message in sent)
 
 
 def test_long_poll_is_answered_by_a_message_that_arrives(client: Client, admin: Admin) -> None:
@@ -223,7 +224,10 @@ def test_closed_producer_is_unregistered(client: Client, admin: Admin) -> None:
     topic = admin.create_topic()
     producer = client.producer(topic)
     producer.send([Message(topic, b"x")])
-    wait_until(lambda: len(admin.producer_ids(topic, group=topic)) == 1)
+    try:
+        wait_until(lambda: len(admin.producer_ids(topic, group=topic)) == 1)
+    except CannotTell:
+        pytest.skip("NOT TESTED: this broker does not list its producers (request 204)")
     client.close(producer)
     wait_until(lambda: not admin.producer_ids(topic, group=topic))
 

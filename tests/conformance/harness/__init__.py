@@ -1,1 +1,5 @@
 """What the conformance tests stand on: official clients as processes, a server as a process, and a way in."""
+
+import pytest
+
+pytest.register_assert_rewrite("harness.exchange", "harness.remoting")

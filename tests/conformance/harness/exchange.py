@@ -40,10 +40,11 @@ def assert_same(sent: Sequence[Message], ids: Sequence[str], deliveries: Sequenc
 
 def send_and_receive(
     producer: Producer, consumer: SimpleConsumer | PushConsumer, topic: str, mode: str = "sync"
-) -> None:
+) -> list[Message]:
     """Messages of every kind arrive once and as sent; when a last one is sent, nothing comes again before it."""
     messages = varied_messages(topic)
     ids = producer.send(messages, mode)
     assert_same(messages, ids, consumer.take(len(messages)))
     last = [Message(topic, b"last")]
     assert_same(last, producer.send(last), consumer.take(1))
+    return messages + last

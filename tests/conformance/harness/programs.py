@@ -38,7 +38,7 @@ class Toolchain:
 
 
 PYTHON = Toolchain(needs=(), build=(), run=(sys.executable, "client.py"))
-GO = Toolchain(needs=("go",), build=(("go", "build", "-o", "client", "."),), run=("./client",))
+GO = Toolchain(needs=("go",), build=(("go", "build", "-buildvcs=false", "-o", "client", "."),), run=("./client",))
 NODE = Toolchain(
     needs=("node", "npm"),
     build=(("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"),),
