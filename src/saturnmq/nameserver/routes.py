@@ -7,7 +7,7 @@ namesrv/routeinfo/RouteInfoManager.java.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import msgspec
 
