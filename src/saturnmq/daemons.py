@@ -95,7 +95,7 @@ class Options:
             values[key] = value
         if self.data_dir is not None:
             values["storePathRootDir"] = str(self.data_dir)
-        for warning in configfile.unknown_keys(values, *structs):
+        for warning in configfile.warnings(values, os.environ, *structs):
             logger.warning("%s", warning)
         return values
 
@@ -280,6 +280,8 @@ class Local(Broker):
         routes = RouteTable(names_config, self.clock)
         await self.start_broker()
         self.broker.register(routes, self.registered_address())
+        if self.broker_config.dev_auto_create:
+            routes.on_unknown = self.broker.topic_config
 
         names = RemotingServer(nameserver_remoting.table(routes), self.clock, self.limits, self.metrics, "namesrv")
         await self.listen("namesrv", names, host, options.port("namesrv", DEFAULT_NAMESRV_PORT))

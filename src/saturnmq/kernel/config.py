@@ -6,12 +6,17 @@ do; the comment after a field says why our default differs, where it does (docs/
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 GIB = 1 << 30
 MIB = 1 << 20
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 LEVELS = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
 
@@ -23,22 +28,22 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: empty: <root>/commitlog
     store_path_commit_log: str = ""
     #: bytes
-    mapped_file_size_commit_log: int = GIB
+    mapped_file_size_commit_log: Positive = GIB
     #: bytes: 300,000 entries of 20
-    mapped_file_size_consume_queue: int = 6_000_000
+    mapped_file_size_consume_queue: Positive = 6_000_000
     #: Apache: ASYNC_FLUSH. Durable by default: an acknowledged message survives a power cut.
     flush_disk_type: Literal["SYNC_FLUSH", "ASYNC_FLUSH"] = "SYNC_FLUSH"
     #: milliseconds between flushes of ASYNC_FLUSH
-    flush_interval_commit_log: int = 500
+    flush_interval_commit_log: Positive = 500
     #: milliseconds between flushes of the consume queues
-    flush_interval_consume_queue: int = 1000
+    flush_interval_consume_queue: Positive = 1000
     #: milliseconds that a send waits for its flush before it is answered FLUSH_DISK_TIMEOUT
-    sync_flush_timeout: int = 5000
+    sync_flush_timeout: Positive = 5000
     #: bytes of a body
-    max_message_size: int = 4 * MIB
+    max_message_size: Positive = 4 * MIB
     message_delay_level: str = LEVELS
     #: milliseconds between writes of config/*.json that changed
-    flush_interval_config: int = 5000
+    flush_interval_config: Natural = 5000
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -46,39 +51,39 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     broker_cluster_name: str = "DefaultCluster"
     broker_name: str = "broker-a"
-    broker_id: int = 0
+    broker_id: Natural = 0
     #: the host that routes give to clients; empty: the address that the client dialled
     broker_ip1: str = msgspec.field(default="", name="brokerIP1")
-    listen_port: int = 10911
+    listen_port: Port = 10911
     #: `host:port;host:port`
     namesrv_addr: str = ""
-    broker_permission: int = 6
+    broker_permission: Natural = 6
     auto_create_topic_enable: bool = True
     auto_create_subscription_group: bool = True
-    default_topic_queue_nums: int = 8
+    default_topic_queue_nums: Positive = 8
     cluster_topic_enable: bool = True
     broker_topic_enable: bool = True
     trace_topic_enable: bool = False
     trace_on: bool = True
     region_id: str = "DefaultRegion"
     #: milliseconds
-    register_name_server_period: int = 30_000
+    register_name_server_period: Positive = 30_000
     #: milliseconds without a heart-beat after which a client is gone
-    channel_expired_timeout: int = 120_000
+    channel_expired_timeout: Positive = 120_000
     long_polling_enable: bool = True
     lite_pull_message_enable: bool = True
-    max_transfer_count_on_message_in_memory: int = 32
+    max_transfer_count_on_message_in_memory: Positive = 32
     #: bytes of records in one answer
-    max_transfer_bytes_on_message_in_memory: int = 256 * 1024
+    max_transfer_bytes_on_message_in_memory: Positive = 256 * 1024
     #: milliseconds; a queue lock of an orderly consumer lives this long without renewal
-    lock_max_live_time: int = 60_000
-    revive_queue_num: int = 8
+    lock_max_live_time: Positive = 60_000
+    revive_queue_num: Positive = 8
     #: out of 100 pops, how many look at the retry topic first
-    pop_from_retry_probability: int = 20
+    pop_from_retry_probability: Percent = 20
     #: waiting pops per topic and group
-    pop_polling_size: int = 1024
+    pop_polling_size: Natural = 1024
     #: waiting pops in all
-    max_pop_polling_size: int = 100_000
+    max_pop_polling_size: Natural = 100_000
     #: a group that pops for the first time begins at 0 when offset 0 is still there
     init_pop_offset_by_check_msg_in_mem: bool = True
     enable_retry_topic_v2: bool = msgspec.field(default=False, name="enableRetryTopicV2")
@@ -90,51 +95,54 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the Proxy allows (proxy/config/ProxyConfig.java)."""
 
-    grpc_server_port: int = 8081
-    remoting_listen_port: int = 8080
+    grpc_server_port: Port = 8081
+    remoting_listen_port: Port = 8080
     #: bytes of a body
-    max_message_size: int = 4 * MIB
+    max_message_size: Positive = 4 * MIB
     #: bytes of user properties, tag and keys together
-    max_user_property_size: int = 16 * 1024
-    user_property_max_num: int = 128
+    max_user_property_size: Natural = 16 * 1024
+    user_property_max_num: Natural = 128
     #: bytes; a message group must be shorter than this
-    max_message_group_size: int = 64
-    max_delay_time_mills: int = 86_400_000
-    min_invisible_time_mills_for_recv: int = 10_000
-    max_invisible_time_mills: int = 43_200_000
-    default_invisible_time_mills: int = 60_000
+    max_message_group_size: Positive = 64
+    max_delay_time_mills: Natural = 86_400_000
+    min_invisible_time_mills_for_recv: Natural = 10_000
+    max_invisible_time_mills: Positive = 43_200_000
+    default_invisible_time_mills: Positive = 60_000
     #: what a message gets back to when the client that held it is gone
-    invisible_time_millis_when_clear: int = 1000
-    grpc_client_consumer_min_long_polling_timeout_millis: int = 5_000
-    grpc_client_consumer_max_long_polling_timeout_millis: int = 20_000
-    grpc_client_consumer_long_polling_batch_size: int = 32
-    grpc_client_producer_max_attempts: int = 3
-    grpc_client_producer_backoff_initial_millis: int = 10
-    grpc_client_producer_backoff_max_millis: int = 1000
-    grpc_client_producer_backoff_multiplier: int = 2
+    invisible_time_millis_when_clear: Natural = 1000
+    grpc_client_consumer_min_long_polling_timeout_millis: Natural = 5_000
+    grpc_client_consumer_max_long_polling_timeout_millis: Positive = 20_000
+    grpc_client_consumer_long_polling_batch_size: Positive = 32
+    grpc_client_producer_max_attempts: Positive = 3
+    grpc_client_producer_backoff_initial_millis: Natural = 10
+    grpc_client_producer_backoff_max_millis: Natural = 1000
+    grpc_client_producer_backoff_multiplier: Positive = 2
     enable_topic_message_type_check: bool = True
     enable_message_body_empty_check: bool = True
     enable_proxy_auto_renew: bool = True
     #: milliseconds between looks at the leases to renew
-    renew_schedule_period_millis: int = 5_000
+    renew_schedule_period_millis: Positive = 5_000
     #: a lease with less than this left is renewed
-    renew_ahead_time_millis: int = 10_000
+    renew_ahead_time_millis: Natural = 10_000
     #: a message is renewed for this long after it was received, then goes back
-    renew_max_time_millis: int = 10_800_000
+    renew_max_time_millis: Natural = 10_800_000
     #: milliseconds without a heart-beat after which a client is gone
-    channel_expired_timeout: int = 120_000
-    #: `host:port[,host:port]` that gRPC routes answer with; empty: what the client dialled
+    channel_expired_timeout: Positive = 120_000
+    #: `host:port[,host:port]` that gRPC routes answer with; port 0: the listener's; empty: what the client dialled
     advertise: str = ""
+    #: PEM files; empty: a self-signed certificate, made at the first start in the data directory
+    tls_cert_path: str = ""
+    tls_key_path: str = ""
 
 
 class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """common/namesrv/NamesrvConfig.java"""
 
-    listen_port: int = 9876
+    listen_port: Port = 9876
     #: milliseconds between looks for brokers that stopped registering
-    scan_not_active_broker_interval: int = 5_000
+    scan_not_active_broker_interval: Positive = 5_000
     #: milliseconds without a registration after which a broker is gone
-    broker_channel_expired_time: int = 120_000
+    broker_channel_expired_time: Positive = 120_000
     order_message_enable: bool = False
 
 

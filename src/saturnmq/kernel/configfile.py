@@ -19,6 +19,25 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ENTRY = re.compile(r"((?:[^\\=:\s]|\\.)*)\s*[=:]?\s*(.*)\Z", re.DOTALL)
 _LITERALS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
+#: of difflib's ratio: takes every slip of a letter or two; of Apache's 600 settings five look like one of ours
+LOOKS_MISSPELT = 0.85
+
+_OPEN = "everybody would be let in, access control comes with a later version"
+_ALONE = "the broker would be alone, replication comes with a later version"
+#: settings that must not be ignored: the values that change nothing here, in lower case, and why no other one is taken
+PROMISES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "aclEnable": (("false",), _OPEN),
+    "authenticationEnabled": (("false",), _OPEN),
+    "authorizationEnabled": (("false",), _OPEN),
+    "brokerId": (("0",), _ALONE),
+    "brokerRole": (("async_master", "sync_master"), _ALONE),
+    "inSyncReplicas": (("1",), _ALONE),
+    "minInSyncReplicas": (("1",), _ALONE),
+    "enableControllerMode": (("false",), _ALONE),
+    "enableDLegerCommitLog": (("false",), "SaturnMQ does not read or write DLedger's log"),
+    "storeType": (("default",), "SaturnMQ does not read or write RocksDB stores"),
+}
+
 
 class IllegalConfig(Exception):
     """A setting cannot be used; the message names the key, the value and what would do."""
@@ -67,17 +86,39 @@ def from_environment(environment: Mapping[str, str], *types: type[msgspec.Struct
     return {key: environment[name] for key, name in keys(*types).items() if name in environment}
 
 
-def unknown_keys(names: Iterable[str], *types: type[msgspec.Struct]) -> list[str]:
-    """A warning for each name that no type takes."""
-    known = {key.lower(): key for key in keys(*types)}
-    warnings = []
+def warnings(names: Iterable[str], environment: Iterable[str], *types: type[msgspec.Struct]) -> list[str]:
+    """What to say of settings that no type takes: a line for each one that looks misspelt, and one for all the others.
+
+    Of the environment only what looks misspelt: orchestrators set variables of their own that begin with our name.
+    """
+    known = keys(*types)
+    lines, others = [], []
     for name in names:
-        if name in known.values():
+        if name in known:
             continue
-        guesses = get_close_matches(name.lower(), known, n=1)
-        meant = f"; did you mean {known[guesses[0]]}?" if guesses else ""
-        warnings.append(f"the setting {name} is unknown to this version of SaturnMQ and has no effect{meant}")
-    return warnings
+        if guess := _guess(name, known):
+            lines.append(f"the setting {name} is unknown and has no effect; did you mean {guess}?")
+        else:
+            others.append(name)
+    for name in environment:
+        if name.startswith("SATURNMQ_") and (guess := _guess(name, known.values())) and guess != name:
+            lines.append(f"the environment variable {name} is unknown and has no effect; did you mean {guess}?")
+    if others:
+        lines.append(f"settings without effect in this version of SaturnMQ: {', '.join(others)}")
+    return lines
+
+
+def _guess(name: str, known: Iterable[str]) -> str | None:
+    spelt = {key.lower(): key for key in known}
+    guesses = get_close_matches(name.lower(), spelt, n=1, cutoff=LOOKS_MISSPELT)
+    return spelt[guesses[0]] if guesses else None
+
+
+def refuse_promises(values: Mapping[str, str]) -> None:
+    """Raises IllegalConfig for a setting of Apache's that promises what this version cannot keep."""
+    for key, (kept, why) in PROMISES.items():
+        if (value := values.get(key, kept[0])).lower() not in kept:
+            raise IllegalConfig(f"{key} = {value!r} cannot be used: {why}; without this setting the server starts")
 
 
 def convert(values: Mapping[str, Any], struct: type[S]) -> S:

@@ -153,7 +153,7 @@ def is_ip(host: str) -> int:
 
 
 def parse_advertise(text: str) -> tuple[Address, ...]:
-    """`host:port[,host:port]`. Raises ValueError."""
+    """`host:port[,host:port]`; port 0 stands for the listener's own. Raises ValueError."""
     return tuple(Address.parse(part) for part in text.split(",") if part.strip())
 
 
@@ -166,7 +166,7 @@ def addresses_to_tell(
     is a placeholder, and at last the address that its connection arrived at.
     """
     if advertise:
-        return advertise
+        return [address if address.port else Address(address.host, local.port) for address in advertise]
     dialled = [address for address in requested if address.host and 0 < address.port < 65536]
     if dialled:
         return dialled

@@ -1,7 +1,14 @@
 import pytest
 
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
-from saturnmq.kernel.configfile import IllegalConfig, convert, from_environment, parse_properties, unknown_keys
+from saturnmq.kernel.configfile import (
+    IllegalConfig,
+    convert,
+    from_environment,
+    parse_properties,
+    refuse_promises,
+    warnings,
+)
 
 
 def test_java_properties() -> None:
@@ -41,18 +48,45 @@ def test_one_key_space_feeds_several_structs() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
-    [("listenPort", "many", "int"), ("flushDiskType", "FSYNC", "FSYNC"), ("traceOn", "perhaps", "bool")],
+    [
+        ("listenPort", "many", "int"),
+        ("listenPort", "65536", "65535"),
+        ("flushDiskType", "FSYNC", "FSYNC"),
+        ("traceOn", "perhaps", "bool"),
+    ],
 )
 def test_a_value_that_cannot_be_read_names_its_key(key: str, value: str, reason: str) -> None:
     with pytest.raises(IllegalConfig, match=f"{key} = '{value}' cannot be used: .*{reason}"):
         convert({key: value}, BrokerConfig if key != "flushDiskType" else StoreConfig)
 
 
-def test_unknown_keys_are_guessed() -> None:
-    assert unknown_keys(["nameSrvAddr", "brokerName", "zzz"], BrokerConfig) == [
-        "the setting nameSrvAddr is unknown to this version of SaturnMQ and has no effect; did you mean namesrvAddr?",
-        "the setting zzz is unknown to this version of SaturnMQ and has no effect",
+def test_misspelt_settings_are_guessed_and_the_others_named_in_one_line() -> None:
+    names = ["nameSrvAddr", "brokerName", "deleteWhen", "mapedFileSizeCommitLog", "fileReservedTime"]
+    environment = ["SATURNMQ_FLUSH_DISK_TYP", "SATURNMQ_FLUSH_DISK_TYPE", "SATURNMQ_SERVICE_HOST", "HOME"]
+    assert warnings(names, environment, BrokerConfig, StoreConfig) == [
+        "the setting nameSrvAddr is unknown and has no effect; did you mean namesrvAddr?",
+        "the setting mapedFileSizeCommitLog is unknown and has no effect; did you mean mappedFileSizeCommitLog?",
+        "the environment variable SATURNMQ_FLUSH_DISK_TYP is unknown and has no effect; "
+        "did you mean SATURNMQ_FLUSH_DISK_TYPE?",
+        "settings without effect in this version of SaturnMQ: deleteWhen, fileReservedTime",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("brokerRole", "SLAVE", "replication comes with a later version"),
+        ("authenticationEnabled", "True", "everybody would be let in"),
+        ("storeType", "defaultRocksDB", "does not read or write RocksDB"),
+    ],
+)
+def test_a_promise_that_cannot_be_kept_is_refused(key: str, value: str, why: str) -> None:
+    with pytest.raises(IllegalConfig, match=f"{key} = '{value}' cannot be used: .*{why}"):
+        refuse_promises({key: value})
+
+
+def test_promises_that_change_nothing_are_taken() -> None:
+    refuse_promises({"brokerRole": "SYNC_MASTER", "aclEnable": "FALSE", "storeType": "default", "brokerId": "0"})
 
 
 def test_the_environment_sets_keys() -> None:
