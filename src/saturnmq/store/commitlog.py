@@ -40,7 +40,10 @@ def list_files(disk: Disk, directory: str, file_size: int) -> list[int]:
     positions = [int(name) for name in names]
     for before, position in pairwise(positions):
         if position != before + file_size:
-            raise StoreRefused(f"{directory}/{file_name(before + file_size)} is missing, files before and after exist")
+            raise StoreRefused(
+                f"{directory}/{file_name(before + file_size)} is missing, others stand around it; bring it back, or "
+                "set mappedFileSizeCommitLog to the size that this store was made with"
+            )
     return positions
 
 

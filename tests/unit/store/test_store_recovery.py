@@ -1,0 +1,267 @@
+"""Opening stores that are not as they should be."""
+
+from __future__ import annotations
+
+import logging
+import struct
+
+import pytest
+from store_stage import Answer, Stage
+
+from saturnmq.disk.simulated import everything_survives
+from saturnmq.store.results import FoundStatus, StoreRefused
+
+
+def damage(stage: Stage, path: str, offset: int, data: bytes) -> None:
+    file = stage.disk.open(path)
+    file.pwrite(data, offset)
+    file.fdatasync()
+    file.close()
+
+
+def killed(stage: Stage) -> Stage:
+    """The process dies; everything that it wrote stays."""
+    stage.disk.locks.clear()
+    return Stage(stage.disk, clock=stage.clock)
+
+
+FIRST = "commitlog/00000000000000000000"
+
+
+def test_a_second_store_is_kept_out() -> None:
+    stage = Stage().open()
+    with pytest.raises(StoreRefused, match="lock: another broker uses this store"):
+        Stage(stage.disk).open()
+    stage.close()
+    Stage(stage.disk).open()
+
+
+def test_an_empty_store_opens_again() -> None:
+    stage = Stage().open()
+    stage.close()
+    assert stage.again().store.end == 0
+
+
+def test_a_clean_start_does_not_read_the_log() -> None:
+    stage = Stage().open()
+    for _ in range(20):
+        stage.send(b"x" * 200)
+    stage.close()
+    before = len(stage.disk.events)
+    again = stage.again()
+    assert not [event for event in stage.disk.events[before:] if event.operation == "write" and "log/" in event.path]
+    assert len(again.all()) == 20
+
+
+@pytest.mark.parametrize("offset", [0, 4, 8, 150, 160])
+def test_damage_in_the_middle_is_refused(offset: int) -> None:
+    """Flushed messages stand behind it: cutting there would drop them."""
+    stage = Stage().open()
+    for number in range(20):
+        stage.send(bytes([65 + number]) * 150)
+    damaged = stage.all()[2]
+    damage(stage, FIRST, damaged.commit_log_offset + offset, b"\xff")
+    with pytest.raises(StoreRefused) as refused:
+        killed(stage).open()
+    assert f"{FIRST} at {damaged.commit_log_offset} (log position {damaged.commit_log_offset})" in str(refused.value)
+    assert "was durable up to" in str(refused.value)
+
+
+def test_damage_of_the_last_acknowledged_message_is_refused() -> None:
+    stage = Stage().open()
+    (appended,) = stage.send(b"x" * 150)
+    damage(stage, FIRST, 100, b"\xff")
+    with pytest.raises(StoreRefused, match=f"log position 0.*durable up to {appended.end}"):
+        killed(stage).open()
+
+
+def test_damage_in_a_foreign_log_is_refused_when_messages_follow() -> None:
+    stage = Stage().open()
+    for _ in range(5):
+        stage.send(b"x" * 150)
+    stage.disk.replace_file("abort", b"4242")  # as Apache's broker writes it
+    damage(stage, FIRST, 300, b"\xff" * 8)
+    with pytest.raises(StoreRefused, match="another message stands behind it, at"):
+        killed(stage).open()
+
+
+def test_the_torn_end_of_a_foreign_log_is_cut() -> None:
+    stage = Stage().open()
+    for _ in range(5):
+        stage.send(b"x" * 150)
+    last = stage.all()[-1]
+    stage.disk.replace_file("abort", b"4242")
+    damage(stage, FIRST, last.commit_log_offset + 100, bytes(500))
+    again = killed(stage).open()
+    assert len(again.all()) == 4
+    assert again.store.end == last.commit_log_offset
+
+
+def test_older_remains_behind_the_end_are_no_messages() -> None:
+    """Apache cuts a log by forgetting; what stood there stays, until something is written over it."""
+    stage = Stage().open()
+    old = [stage.send(b"old" * 50)[0] for _ in range(5)]
+    stage.clock.advance(10_000)
+    remains = stage.disk.read_file(FIRST)[old[2].commit_log_offset : old[-1].end]
+    stage.close()
+
+    other = Stage(clock=stage.clock).open()
+    new = [other.send(b"new" * 50)[0] for _ in range(2)]
+    assert new[-1].end == old[2].commit_log_offset
+    other.send(b"last")
+    end = other.store.end
+    other.close()
+    damage(other, FIRST, end, remains[end - old[2].commit_log_offset :])
+    damage(other, "checkpoint", 32, bytes(8))  # Apache does not know it
+    again = Stage(other.disk, clock=stage.clock).open()
+    assert again.store.end == end
+    assert len(again.all()) == 3
+    again.send(b"x" * 10)
+    assert not any(again.disk.read_file(FIRST)[again.store.end :])
+
+
+def test_damage_found_when_reading_leaves_the_message_out(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage().open()
+    stage.send(b"one", b"two", b"three")
+    position = stage.all()[1].commit_log_offset
+    damage(stage, FIRST, position, b"\xff")
+    with caplog.at_level(logging.ERROR):
+        found = stage.wait(stage.store.get("Topic", 0, 0, 32, 1 << 20))
+    assert (found.offsets, found.next_offset) == ([0, 2], 3)
+    assert f"damaged at {position}" in caplog.text
+    found = stage.wait(stage.store.get("Topic", 0, 1, 1, 1 << 20))
+    assert (found.status, found.next_offset) == (FoundStatus.NO_MATCH, 2)
+
+
+def test_a_missing_log_file_is_refused() -> None:
+    stage = Stage().open()
+    for _ in range(30):
+        stage.send(b"x" * 200)
+    stage.close()
+    stage.disk.unlink("commitlog/00000000000000002048")
+    with pytest.raises(StoreRefused, match="commitlog/00000000000000002048 is missing"):
+        stage.again()
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_missing_last_file_is_refused(close: bool) -> None:
+    stage = Stage().open()
+    for _ in range(30):
+        stage.send(b"x" * 200)
+    if close:
+        stage.close()
+    for name in stage.disk.list("commitlog")[2:]:
+        stage.disk.unlink(f"commitlog/{name}")
+    with pytest.raises(StoreRefused, match="was durable up to"):
+        killed(stage).open()
+
+
+def test_other_file_sizes_are_refused() -> None:
+    stage = Stage().open()
+    for _ in range(30):
+        stage.send(b"x" * 200)
+    stage.close()
+    for size in (1024, 4096):
+        with pytest.raises(StoreRefused, match="mappedFileSizeCommitLog"):
+            stage.again(mapped_file_size_commit_log=size)
+    again = stage.again(mapped_file_size_consume_queue=300)
+    with pytest.raises(StoreRefused, match="mappedFileSizeConsumeQueue"):
+        again.store.get("Topic", 0, 0, 32, 1000)
+
+
+def test_foreign_formats_are_refused_by_name() -> None:
+    stage = Stage()
+    stage.disk.mkdir("consumequeue")
+    stage.disk.create("consumequeue/CURRENT").close()
+    with pytest.raises(StoreRefused, match="RocksDB"):
+        stage.open()
+    with pytest.raises(StoreRefused, match="storePathCommitLog"):
+        Stage(store_path_commit_log="a,b").open()
+
+
+def test_the_log_may_live_elsewhere() -> None:
+    stage = Stage(store_path_commit_log="other/log").open()
+    stage.send(b"x")
+    stage.close()
+    assert stage.disk.list("other/log") == ["00000000000000000000", "00000000000000002048"]
+    assert stage.again().bodies() == [b"x"]
+
+
+def test_deleted_queues_come_back_from_the_log() -> None:
+    stage = Stage().open()
+    for number in range(30):
+        stage.send(b"%d" % number * 50, queue_id=number % 2)
+    before = [stage.bodies(queue_id=0), stage.bodies(queue_id=1)]
+    stage.close()
+    for path in [path for path in stage.disk.names if path.startswith("consumequeue/")]:
+        stage.disk.unlink(path)
+    stage.disk.directories = {path for path in stage.disk.directories if not path.startswith("consumequeue")}
+    again = stage.again()
+    assert [again.bodies(queue_id=0), again.bodies(queue_id=1)] == before
+
+
+def test_one_deleted_queue_comes_back_after_a_crash() -> None:
+    """The walk begins in the last file, where the queue has offsets whose predecessors are gone: then all is read."""
+    stage = Stage().open()
+    for number in range(40):
+        stage.send(b"%d" % number * 50, queue_id=number % 2)
+        stage.clock.advance(2_000)
+    before = [stage.bodies(queue_id=0), stage.bodies(queue_id=1)]
+    for path in [path for path in stage.disk.names if path.startswith("consumequeue/Topic/1/")]:
+        stage.disk.unlink(path)
+    again = killed(stage).open()
+    assert [again.bodies(queue_id=0), again.bodies(queue_id=1)] == before
+
+
+def test_recovery_begins_where_the_checkpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage().open()
+    for number in range(40):
+        stage.send(b"%d" % number * 50)
+        stage.clock.advance(2_000)
+    reads: list[int] = []
+    killed_stage = killed(stage)
+    log = killed_stage.store._log
+    read = log.read
+
+    def counted(position: int, size: int) -> bytes:
+        reads.append(position)
+        return read(position, size)
+
+    monkeypatch.setattr(log, "read", counted)
+    killed_stage.open()
+    assert len(stage.disk.list("commitlog")) > 4
+    assert min(reads) >= int(stage.disk.list("commitlog")[-4])
+    assert len(killed_stage.all()) == 40
+
+
+def test_a_log_without_files_begins_again() -> None:
+    """Somebody deleted the log and left the queues, as Apache tolerates: their entries stand for nothing."""
+    stage = Stage().open()
+    stage.send(b"x", b"y")
+    stage.close()
+    for name in stage.disk.list("commitlog"):
+        stage.disk.unlink(f"commitlog/{name}")
+    again = stage.again()
+    assert again.store.max_offset("Topic", 0) == 0
+    assert again.send(b"new")[0].queue_offset == 0
+    assert again.bodies() == [b"new"]
+
+
+def test_a_gap_of_offsets_in_the_log_keeps_the_others_in_place(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage().open()
+    places = stage.send(b"zero", b"one", b"two", b"three")
+    damage(stage, FIRST, places[1].commit_log_offset + 12, struct.pack(">i", 9))  # another queue's id
+    with caplog.at_level(logging.ERROR):
+        again = killed(stage).open()
+    assert "has no messages from offset 1 to 2" in caplog.text
+    found = again.wait(again.store.get("Topic", 0, 0, 32, 1 << 20))
+    assert (found.offsets, found.next_offset) == ([0, 2, 3], 4)
+    assert again.wait(again.store.stored_ms_at("Topic", 0, 1)) == -1
+
+
+def test_crash_while_nothing_was_written_yet() -> None:
+    stage = Stage().open()
+    answer = Answer(stage.store.when_durable(stage.append(b"x")[0].end, None))
+    assert not answer.answered
+    again = Stage(stage.disk.crashed(None, everything_survives)).open()
+    assert again.bodies() == []
