@@ -127,26 +127,35 @@ def read_to_end(bad: socket.socket) -> bytes:
 
 def assert_closed(server: Server, listener: str, garbage: bytes) -> None:
     """The server closes the connection, and warns once, with the peer's address."""
+    log = Log(server.log_path)
     with connect(address_of(server, listener)) as bad:
         peer = "{}:{}".format(*bad.getsockname())
         bad.sendall(garbage)
         read_to_end(bad)
     if not server.is_apache:
-        wait_for_warning(server.log_path, peer)
+        log.wait_for_warning(peer)
 
 
-def warnings_of(log_path: Path, peer: str) -> list[str]:
-    named = re.compile(rf"{re.escape(peer)}\b")
-    return [line for line in log_path.read_text(errors="replace").splitlines() if named.search(line)]
+class Log:
+    """What the server wrote since this object was made: a port number comes again after a while."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin = path.stat().st_size
 
-def wait_for_warning(log_path: Path, peer: str) -> None:
-    deadline = time.monotonic() + 1
-    while not warnings_of(log_path, peer) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    lines = warnings_of(log_path, peer)
-    assert len(lines) == 1, f"{len(lines)} lines about {peer} in {log_path}: {lines}"
-    assert " WARNING " in lines[0]
+    def lines_about(self, peer: str) -> list[str]:
+        named = re.compile(rf"{re.escape(peer)}\b")
+        text = self._path.read_bytes()[self._begin :].decode(errors="replace")
+        return [line for line in text.splitlines() if named.search(line)]
+
+    def wait_for_warning(self, peer: str) -> None:
+        """One line names the peer, and it is a warning."""
+        deadline = time.monotonic() + 1
+        while not self.lines_about(peer) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        lines = self.lines_about(peer)
+        assert len(lines) == 1, f"{len(lines)} lines about {peer} in {self._path}: {lines}"
+        assert " WARNING " in lines[0]
 
 
 @pytest.mark.parametrize("kind", REMOTING_GARBAGE)
@@ -244,6 +253,7 @@ def test_a_silent_grpc_connection_is_closed(server: Server) -> None:
     """Whoever does not say HTTP/2 or TLS within 10 s is no client."""
     if server.is_apache:
         pytest.skip("Apache waits for two minutes")
+    log = Log(server.log_path)
     with ExitStack() as opened:
         silent = [opened.enter_context(connect(server.grpc)) for _ in range(3)]
         for half_open, beginning in zip(silent, (b"", b"\x16\x03\x01", HTTP_2_PREFACE[:10]), strict=True):
@@ -251,7 +261,7 @@ def test_a_silent_grpc_connection_is_closed(server: Server) -> None:
             half_open.settimeout(SILENT_CLOSED_WITHIN_S)
         for half_open in silent:
             read_to_end(half_open)
-            wait_for_warning(server.log_path, "{}:{}".format(*half_open.getsockname()))
+            log.wait_for_warning("{}:{}".format(*half_open.getsockname()))
 
 
 def test_memory_does_not_grow(server: Server) -> None:
