@@ -239,11 +239,10 @@ def _allocate_at(disk: Disk, path: str, offset: int, size: int) -> None:
 
 
 def zero_tail(disk: Disk, path: str, offset: int, file_size: int) -> None:
-    """Let nothing stand in the file behind the offset: old bytes there could pass for records one day. Durable."""
+    """Let nothing stand in the file behind the offset: old bytes there could pass for records one day. Not synced."""
     file = disk.open(path)
     try:
         file.truncate(offset)
         file.truncate(file_size)
-        file.fdatasync()
     finally:
         file.close()

@@ -141,18 +141,19 @@ class QueueFiles:
         for directory in directories:
             self.disk.sync_directory(directory)
 
-    def cut(self, directory: str, offset: int) -> None:
-        """Let nothing stand in the files from this offset on; the first file stays, to say where the queue is. Durable.
-        Raises OSError."""
-        starts = self.starts(directory)
+    def cut(self, directory: str, offset: int) -> list[str]:
+        """Let nothing stand in the files from this offset on; the first file stays, to say where the queue is. Gives
+        the paths of files that changed, for `sync`. Raises OSError."""
+        starts, changed = self.starts(directory), []
         for start in reversed(starts):
             if start > starts[0] and start >= offset:
                 self.unlink(directory, start)
+                self.disk.sync_directory(directory)
             elif offset < start + self.per_file:
                 path = f"{directory}/{file_name(start * ENTRY_BYTES)}"
                 zero_tail(self.disk, path, max(0, offset - start) * ENTRY_BYTES, self.file_size)
-        if starts:
-            self.disk.sync_directory(directory)
+                changed.append(path)
+        return changed
 
     def entry(self, queue_directory: str, offset: int) -> tuple[int, int]:
         """Log position and size of one entry, zeros when there is none. May wait for the disk."""
@@ -170,20 +171,29 @@ class QueueFiles:
 
     def filled(self, directory: str, starts: list[int]) -> int:
         """The offset behind the last entry of a queue with these files, zeros having no entries before them."""
-        return _first_false(starts[-1], starts[-1] + self.per_file, lambda offset: self.entry(directory, offset)[1] > 0)
+        start = starts[-1]
+        file = self.disk.open(f"{directory}/{file_name(start * ENTRY_BYTES)}")
+        try:
+            return start + _first_false(0, self.per_file, lambda index: any(file.pread(4, index * ENTRY_BYTES + 8)))
+        finally:
+            file.close()
 
     def oldest(self, directory: str, low: int, high: int, first_position: int) -> int:
         """The first offset in [low, high) whose message stands at `first_position` of the log or behind it."""
 
         def is_gone(offset: int) -> bool:
             position, size = self.entry(directory, offset)
-            return size == FILLER_SIZE or position < first_position
+            return position < first_position or (position == 0 and size == FILLER_SIZE)
 
-        return _first_false(low, high, is_gone)
+        return _first_false(low, high, is_gone) if low < high and is_gone(low) else low
 
     def inside(self, directory: str, low: int, high: int, end_position: int) -> int:
         """The first offset in [low, high) whose message would stand behind the end of the log."""
-        return _first_false(low, high, lambda offset: self.entry(directory, offset)[0] < end_position)
+
+        def is_inside(offset: int) -> bool:
+            return self.entry(directory, offset)[0] < end_position
+
+        return high if low == high or is_inside(high - 1) else _first_false(low, high, is_inside)
 
 
 def _first_false(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -250,7 +260,7 @@ class ConsumeQueues:
                 high = files.inside(directory, low, filled, self.log_end)
                 if high < filled:
                     log.warning("%s: offsets from %d on are behind the end of the commit log: cut", directory, high)
-                    files.cut(directory, high)
+                    files.sync(files.cut(directory, high))
             queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, high)
         return queue
 
@@ -278,16 +288,17 @@ class ConsumeQueues:
         queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, offset)
         return queue
 
-    def fill(self, queue: ConsumeQueue, offset: int) -> None:
-        """Leave out the offsets before this one."""
-        queue.tail += FILLER * (offset - queue.max_offset)
+    def fill(self, queue: ConsumeQueue, offset: int, position: int) -> None:
+        """Leave out the offsets before this one, whose message stands at that log position."""
+        queue.tail += ENTRY.pack(position, FILLER_SIZE, 0) * (offset - queue.max_offset)
         self.unwritten += offset - queue.max_offset
         queue.max_offset = offset
         self._dirty[queue] = None
 
     def cut(self, queue: ConsumeQueue) -> None:
-        """Nothing stands behind its last entry. Raises OSError."""
-        self.files.cut(queue.directory, queue.max_offset)
+        """Nothing stands behind its last entry; durable with the next `sync_now`. Raises OSError."""
+        self._write_now(queue)
+        self._unsynced.update(dict.fromkeys(self.files.cut(queue.directory, queue.max_offset)))
 
     def open_all(self) -> None:
         """Look at every queue on disk. Raises OSError."""
@@ -366,10 +377,14 @@ class ConsumeQueues:
     def write_now(self) -> None:
         """Write all tails on this thread. Raises OSError."""
         for queue in self.known.values():
-            if queue.tail:
-                self._unsynced.update(dict.fromkeys(self.files.write(queue.directory, queue.tail_offset, queue.tail)))
-                self._drop(queue, queue.tail_offset, len(queue.tail))
+            self._write_now(queue)
         self._dirty.clear()
+
+    def _write_now(self, queue: ConsumeQueue) -> None:
+        if queue.tail:
+            paths = self.files.write(queue.directory, queue.tail_offset, queue.tail)
+            self._unsynced.update(dict.fromkeys(paths))
+            self._drop(queue, queue.tail_offset, len(queue.tail))
 
     def sync_now(self) -> None:
         """Make all entries durable on this thread. Raises OSError."""

@@ -151,7 +151,7 @@ class Recovery:
                 "commit log %d: %s queue %d has no messages from offset %d to %d",
                 record.commit_log_offset, record.topic, record.queue_id, queue.next_offset, record.queue_offset,
             )  # fmt: skip
-            self._queues.fill(queue, record.queue_offset)
+            self._queues.fill(queue, record.queue_offset, record.commit_log_offset)
         code = self._tags_code(record.topic, record.properties, record.stored_ms)
         self._queues.add(queue, record.commit_log_offset, record.size, code)
         queue.next_offset = queue.max_offset
