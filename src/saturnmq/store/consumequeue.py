@@ -341,19 +341,20 @@ class ConsumeQueues:
             return [path for queue, at, tail in some for path in files.write(queue.directory, at, tail)]
 
         def wrote(paths: list[str]) -> None:
+            if self._stopped:
+                return  # `write_now` came first
             self._unsynced.update(dict.fromkeys(paths))
-            for queue, at, tail in some:
-                self._drop(queue, at, len(tail))
+            for queue, _, tail in some:
+                self._drop(queue, len(tail))
             self.write(rest, done)
 
         self._background.run(write, wrote, self._fail)
 
-    def _drop(self, queue: ConsumeQueue, offset: int, size: int) -> None:
-        """These entries at the front of the tail are in the files now."""
-        if queue.tail_offset == offset:
-            del queue.tail[:size]
-            queue.tail_offset += size // ENTRY_BYTES
-            self.unwritten -= size // ENTRY_BYTES
+    def _drop(self, queue: ConsumeQueue, size: int) -> None:
+        """The first bytes of the tail are in the files now."""
+        del queue.tail[:size]
+        queue.tail_offset += size // ENTRY_BYTES
+        self.unwritten -= size // ENTRY_BYTES
 
     def sync(self, done: Callable[[], None]) -> None:
         """Let the background sync every file written so far, some at a time; calls `done` after the last, not after a
@@ -384,7 +385,7 @@ class ConsumeQueues:
         if queue.tail:
             paths = self.files.write(queue.directory, queue.tail_offset, queue.tail)
             self._unsynced.update(dict.fromkeys(paths))
-            self._drop(queue, queue.tail_offset, len(queue.tail))
+            self._drop(queue, len(queue.tail))
 
     def sync_now(self) -> None:
         """Make all entries durable on this thread. Raises OSError."""

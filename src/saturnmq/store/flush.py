@@ -47,7 +47,7 @@ class GroupCommit:
         self._syncing = False
         self._stopped = False
         self._timer: Timer | None = None
-        #: position, reply, its value, deadline; positions never fall
+        #: position, reply, its value, deadline; who asks for less behind somebody who asks for more waits with him
         self._waiters: deque[tuple[int, Later[Any], Any, int]] = deque()
         self._deadline: Timer | None = None
 
@@ -56,16 +56,13 @@ class GroupCommit:
         if position <= self.flushed:
             return value
         later: Later[T] = Later()
-        waiters = self._waiters
-        if waiters and waiters[-1][0] > position:
-            position = waiters[-1][0]  # who asks for less behind somebody who asks for more waits with him
         if timeout:
             deadline_ms = self._clock.now_ms() + self._timeout_ms
             if self._deadline is None:
                 self._deadline = self._clock.call_at(deadline_ms, self._time_out)
         else:
             deadline_ms = _NEVER_MS
-        waiters.append((position, later, value, deadline_ms))
+        self._waiters.append((position, later, value, deadline_ms))
         return later
 
     def written(self) -> None:
@@ -144,7 +141,6 @@ class GroupCommit:
             self._on_failed(error)
 
     def _time_out(self) -> None:
-        """Deadlines rise along the queue, as the positions do, but for waiters that have none."""
         self._deadline = None
         now_ms = self._clock.now_ms()
         late = [(later, value) for _, later, value, deadline_ms in self._waiters if deadline_ms <= now_ms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from store_stage import Answer, HeldBackground, Stage
 
 from saturnmq.disk.simulated import Event, Operation, SimulatedDisk
 from saturnmq.kernel.errors import FlushTimeout, ServiceUnavailable
-from saturnmq.store import flush
+from saturnmq.store import commitlog, flush
 from saturnmq.store.store import Store
 
 
@@ -104,6 +105,20 @@ def test_one_sync_releases_everyone() -> None:
     held.go()
     assert late.value == "late"
     assert held.jobs == []
+
+
+def test_who_asks_for_less_later_is_answered_with_the_one_before() -> None:
+    held = HeldBackground()
+    stage = Stage(flusher=held).open()
+    first, second = stage.append(b"x", b"y")
+    answers = [Answer(stage.store.when_durable(place.end, place.end)) for place in (second, first)]
+    stage.clock.run_soon()
+    held.go()
+    assert [answer.value for answer in answers] == [second.end, first.end]
+    (third,) = stage.append(b"z")
+    early = Answer(stage.store.when_durable(third.end, None))
+    assert stage.store.when_durable(first.end, "at once") == "at once"
+    assert not early.answered
 
 
 def test_readers_see_a_message_when_it_is_durable() -> None:
@@ -273,6 +288,31 @@ def test_a_full_disk_refuses_messages_until_there_is_room() -> None:
     assert appended.queue_offset == 4 + filled
     assert stage.bodies() == [b"x" * 300] * 4 + [b"y" * 300] * filled + [b"z" * 300]
     assert Stage(stage.disk.crashed()).open().bodies() == stage.bodies()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_write_has_its_room_before(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are smaller than files, and the background is late or never comes."""
+    monkeypatch.setattr(commitlog, "WINDOW_BYTES", 512)
+    chance = random.Random(seed)
+    held = HeldBackground()
+    stage = Stage(reader=held).open()
+    for _ in range(60):
+        stage.append(b"x" * chance.choice([0, 100, 700]))
+        if chance.random() < 0.5:
+            stage.clock.run_soon()
+        if chance.random() < 0.5:
+            held.go()
+    stage.clock.run_soon()
+    room: dict[str, int] = {}
+    for event in stage.disk.events:
+        if event.operation is Operation.ALLOCATE:
+            assert event.offset <= room.get(event.path, 0), "a hole"
+            assert event.offset + event.size <= 2048, "the file would grow"
+            room[event.path] = max(room.get(event.path, 0), event.offset + event.size)
+        elif event.operation is Operation.WRITE and event.path.startswith("commitlog/"):
+            assert event.offset + len(event.data) <= room[event.path]
+    assert len(stage.all()) == 60
 
 
 def test_stopping_refuses_appends_and_waits_for_the_disk() -> None:

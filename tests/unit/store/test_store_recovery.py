@@ -8,7 +8,8 @@ import struct
 import pytest
 from store_stage import Answer, Stage
 
-from saturnmq.disk.simulated import everything_survives
+from saturnmq.disk.simulated import everything_survives, nothing_survives
+from saturnmq.store.consumequeue import ENTRY
 from saturnmq.store.results import FoundStatus, StoreRefused
 
 
@@ -265,3 +266,59 @@ def test_crash_while_nothing_was_written_yet() -> None:
     assert not answer.answered
     again = Stage(stage.disk.crashed(None, everything_survives)).open()
     assert again.bodies() == []
+
+
+def test_a_missing_queue_file_is_refused_after_a_clean_stop_and_made_anew_after_a_crash() -> None:
+    stage = Stage().open()
+    for number in range(35):
+        stage.send(b"%d" % number)
+    before = stage.bodies()
+    stage.clock.advance(1_000)
+    killed_stage = Stage(stage.disk.crashed(None, everything_survives), clock=stage.clock)
+    killed_stage.disk.unlink("consumequeue/Topic/0/00000000000000000200")
+    assert killed_stage.open().bodies() == before
+    stage.close()
+    stage.disk.unlink("consumequeue/Topic/0/00000000000000000200")
+    with pytest.raises(StoreRefused, match="consumequeue/Topic/0: the file behind 0 is missing"):
+        stage.again().store.max_offset("Topic", 0)
+
+
+def test_a_crash_while_all_queues_are_made_anew() -> None:
+    """Queue 1 has no messages in the last files: after a second crash its half-rebuilt files must not look whole."""
+    stage = Stage().open()
+    for number in range(20):
+        stage.send(b"%d" % number * 50, queue_id=number % 2)
+    for number in range(20):
+        stage.clock.advance(12_000)
+        stage.send(b"%d" % number * 50)
+    before = [stage.bodies(queue_id=0), stage.bodies(queue_id=1)]
+    disk = stage.disk.crashed(None, everything_survives)
+    for path in [path for path in disk.names if path.startswith("consumequeue/Topic/0/")]:
+        disk.unlink(path)
+    start = len(disk.events)
+    first = Stage(disk, clock=stage.clock).open()
+    assert [first.bodies(queue_id=0), first.bodies(queue_id=1)] == before
+    for events in range(start, len(disk.events) + 1):
+        for survives in (nothing_survives, everything_survives):
+            again = Stage(disk.crashed(events, survives), clock=stage.clock).open()
+            assert [again.bodies(queue_id=0), again.bodies(queue_id=1)] == before
+
+
+def test_entries_ahead_of_a_foreign_log_are_cut_even_where_nobody_looks() -> None:
+    """Were they left, the log would grow over the positions that they name, and the next process would believe them."""
+    stage = Stage().open()
+    stage.send(b"x", topic="Quiet")
+    for _ in range(10):
+        stage.send(b"grow" * 90)
+    stage.close()
+    path = "consumequeue/Quiet/0/00000000000000000000"
+    damage(stage, path, 20, ENTRY.pack(stage.store.end + 50, 200, 0))
+    stage.disk.replace_file("abort", b"4242")
+    damage(stage, "checkpoint", 0, ((1 << 60).to_bytes(8, "big")) * 2)
+    second = stage.again()
+    for _ in range(10):
+        second.send(b"grow" * 30)
+    second.close()
+    third = second.again()
+    assert third.store.max_offset("Quiet", 0) == 1
+    assert third.bodies("Quiet") == [b"x"]
