@@ -1,165 +1,131 @@
-"""The door: parses arguments, nothing else."""
+"""The door: parses arguments, nothing else.
+
+With argparse: whatever is imported here is paid for by every start of a server, in time and in memory.
+"""
 
 from __future__ import annotations
 
+import signal
+import sys
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from saturnmq import __version__
 
-app = typer.Typer(
-    name="saturnmq",
-    help="SaturnMQ: a RocketMQ 5 server in Python.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _port(text: str) -> Any:
-    return typer.Option(help=text, min=0, max=65535, show_default=False)
-
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("-c", "--config", help="An Apache .conf file (Java properties).", exists=True, dir_okay=False),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its Apache name; wins over the file. Repeatable."),
-]
-PrintConfig = Annotated[bool, typer.Option("-p", "--print-config", help="Print every setting and stop.")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Where messages are kept. Default: ./saturnmq-data", file_okay=False)
-]
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")]
-ReadyFile = Annotated[
-    Path | None, typer.Option(help="Write a JSON object with the addresses here when clients can connect.")
-]
-Advertise = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="[LISTENER=]HOST[:PORT]",
-        help="Address that routes give to clients instead of the one they dialled, for all listeners or for "
-        "one of grpc, broker, proxy-remoting. Repeatable.",
-    ),
-]
-TestClock = Annotated[bool, typer.Option("--test-clock", hidden=True)]
-
-
-@app.command()
-def local(
-    data_dir: DataDir = None,
-    host: Host = "127.0.0.1",
-    namesrv_port: Annotated[int | None, _port("NameServer. Default: 9876")] = None,
-    broker_port: Annotated[int | None, _port("Broker, Remoting (VIP: two less). Default: 10911")] = None,
-    proxy_remoting_port: Annotated[int | None, _port("Proxy, Remoting. Default: 8080")] = None,
-    grpc_port: Annotated[int | None, _port("Proxy, gRPC with TLS or without. Default: 8081")] = None,
-    http_port: Annotated[int | None, _port("/healthz, /readyz, /metrics. Default: 5557")] = None,
-    dev: Annotated[
-        bool, typer.Option("--dev", help="For a laptop: ASYNC_FLUSH, and topics and groups are created on first use.")
-    ] = False,
-    advertise: Advertise = None,
-    ready_file: ReadyFile = None,
-    config: ConfigFile = None,
-    settings: Settings = None,
-    test_clock: TestClock = False,
-) -> None:
-    """NameServer, Broker and Proxy in one process. Port 0 means any free port."""
-    from saturnmq import daemons
-
-    daemons.main(
-        daemons.Local,
-        daemons.Options(
-            config=config,
-            settings=settings or [],
-            host=host,
-            data_dir=data_dir,
-            ports={
-                "namesrv": namesrv_port,
-                "broker": broker_port,
-                "proxy_remoting": proxy_remoting_port,
-                "grpc": grpc_port,
-                "http": http_port,
-            },
-            dev=dev,
-            advertise=advertise or [],
-            ready_file=ready_file,
-            test_clock=test_clock,
-        ),
-    )
-
-
-@app.command()
-def namesrv(
-    config: ConfigFile = None,
-    print_config: PrintConfig = False,
-    host: Host = "127.0.0.1",
-    port: Annotated[int | None, _port("Default: listenPort, 9876")] = None,
-    ready_file: ReadyFile = None,
-    settings: Settings = None,
-) -> None:
-    """A NameServer: which broker has which topic."""
-    from saturnmq import daemons
-
-    daemons.main(
-        daemons.Namesrv,
-        daemons.Options(
-            config=config,
-            settings=settings or [],
-            host=host,
-            ports={"namesrv": port},
-            ready_file=ready_file,
-            print_config=print_config,
-        ),
-    )
-
-
-@app.command()
-def broker(
-    namesrv_addr: Annotated[
-        str | None, typer.Option("-n", "--namesrv", help="NameServers to register with: host:port;host:port")
-    ] = None,
-    config: ConfigFile = None,
-    print_config: PrintConfig = False,
-    data_dir: DataDir = None,
-    host: Host = "127.0.0.1",
-    port: Annotated[int | None, _port("Remoting (VIP: two less). Default: listenPort, 10911")] = None,
-    http_port: Annotated[int | None, _port("/healthz, /readyz, /metrics. Default: 5557")] = None,
-    advertise: Advertise = None,
-    ready_file: ReadyFile = None,
-    settings: Settings = None,
-    test_clock: TestClock = False,
-) -> None:
-    """A Broker: stores messages, serves Remoting clients and Proxies."""
-    from saturnmq import daemons
-
-    daemons.main(
-        daemons.Broker,
-        daemons.Options(
-            config=config,
-            settings=[*(settings or []), *([f"namesrvAddr={namesrv_addr}"] if namesrv_addr else [])],
-            host=host,
-            data_dir=data_dir,
-            ports={"broker": port, "http": http_port},
-            advertise=advertise or [],
-            ready_file=ready_file,
-            print_config=print_config,
-            test_clock=test_clock,
-        ),
-    )
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from saturnmq import __version__
-
-    typer.echo(__version__)
+#: listener → what listens there
+PORTS = {
+    "namesrv": "NameServer (default 9876)",
+    "broker": "Broker, Remoting (default 10911); its VIP port is two less",
+    "proxy_remoting": "Proxy, Remoting (default 8080)",
+    "grpc": "Proxy, gRPC with TLS or without (default 8081)",
+    "http": "/healthz, /readyz and /metrics (default 5557)",
+}
+EPILOG = "Of an option given twice the last one wins."
 
 
 def main() -> None:
-    app()
+    # until there is something to finish, Ctrl-C just ends the process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command, given = parse(sys.argv[1:])
+    if command == "version":
+        print(__version__)
+        return
+    from saturnmq.daemons import life, options  # 0.1 s
+
+    life.main(command, options.Options(**given))
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The command, and the fields of its `daemons.options.Options`. Exits when the arguments cannot be understood."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    command = given.pop("command")
+    if command is None:
+        parser.print_help()
+        sys.exit(2)
+    given["ports"] = {name: given.pop(f"{name}_port") for name in PORTS if f"{name}_port" in given}
+    if namesrv := given.pop("namesrv", None):
+        given["settings"] = [*given["settings"], f"namesrvAddr={namesrv}"]
+    return command, given
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("saturnmq", description="SaturnMQ: a RocketMQ 5 server in Python.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+
+    def command(name: str, summary: str) -> ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, epilog=EPILOG, allow_abbrev=False)
+
+    local = command("local", "NameServer, Broker and Proxy in one process.")
+    _add_store(local)
+    _add_ports(local, *PORTS)
+    local.add_argument(
+        "--dev", action="store_true", help="for a laptop: ASYNC_FLUSH, and topics and groups are created on first use"
+    )
+    _add_advertise(local)
+    _add_common(local)
+
+    namesrv = command("namesrv", "A NameServer: which broker has which topic.")
+    _add_ports(namesrv, "namesrv", short="--port")
+    _add_print_config(namesrv)
+    _add_common(namesrv)
+
+    broker = command("broker", "A Broker: stores messages, serves Remoting clients and Proxies.")
+    broker.add_argument(
+        "-n", "--namesrv", "--namesrvAddr", metavar="HOST:PORT[;…]", help="NameServers to register with ($NAMESRV_ADDR)"
+    )
+    _add_store(broker)
+    _add_ports(broker, "broker", short="--port")
+    _add_ports(broker, "http")
+    _add_advertise(broker)
+    _add_print_config(broker)
+    _add_common(broker)
+
+    command("version", "Print the version.")
+    return parser
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1), 0.0.0.0 or :: for all")
+    add("--ready-file", type=Path, metavar="FILE", help="there, with the addresses as JSON, while clients can connect")
+    add("-c", "--config", "--configFile", type=Path, metavar="FILE", help="an Apache .conf file (Java properties)")
+    add(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="any setting by its Apache name; wins over the file; repeatable",
+    )  # fmt: skip
+
+
+def _add_store(parser: ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where messages are kept, ./saturnmq-data")
+    parser.add_argument("--test-clock", action="store_true", help=SUPPRESS)
+
+
+def _add_ports(parser: ArgumentParser, *listeners: str, short: str = "") -> None:
+    for name in listeners:
+        flags = [flag for flag in (f"--{name.replace('_', '-')}-port", short) if flag]
+        parser.add_argument(*flags, type=_port, metavar="PORT", dest=f"{name}_port", help=f"{PORTS[name]}; 0: any")
+
+
+def _add_advertise(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--advertise", action="append", default=[], metavar="[LISTENER=]HOST[:PORT]",
+        help="address that routes give to clients instead of the one they dialled; LISTENER is grpc, broker or "
+        "proxy-remoting, without it all of them; repeatable",
+    )  # fmt: skip
+
+
+def _add_print_config(parser: ArgumentParser) -> None:
+    parser.add_argument("-p", "--print-config", "--printConfigItem", action="store_true", help="print every setting")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
 
 
 if __name__ == "__main__":

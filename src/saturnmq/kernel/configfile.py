@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -129,4 +129,7 @@ def convert(values: Mapping[str, Any], struct: type[S]) -> S:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
         key = path.strip("`$.")
+        choices = {field.encode_name: get_args(field.type) for field in msgspec.structs.fields(struct)}[key]
+        if all(isinstance(choice, str) for choice in choices) and choices:
+            reason = f"it takes {' or '.join(choices)}"
         raise IllegalConfig(f"{key} = {own.get(key)!r} cannot be used: {reason}") from None

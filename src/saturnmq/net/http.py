@@ -13,6 +13,7 @@ from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -29,7 +30,8 @@ class HttpServer:
         self._metrics, self._ready, self._advance = metrics, ready, advance
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
-        self._stop: Callable[[], None] = lambda: None
+        self._server: uvicorn.Server | None = None
+        self._closing = False
 
     def bind(self, host: str, port: int) -> Address:
         """Raises OSError when the port is taken."""
@@ -43,13 +45,24 @@ class HttpServer:
         self._task.add_done_callback(_report)
 
     async def close(self) -> None:
-        self._stop()
+        """Answer until now, and never again."""
+        self._closing = True
+        if self._server is not None:
+            self._server.should_exit = self._server.force_exit = True
         if self._task is not None:
             await asyncio.wait([self._task])
-        elif self._socket is not None:
+        if self._socket is not None:
             self._socket.close()
 
     async def _serve(self) -> None:
+        # in a thread: requests that came as soon as the server was ready do not wait for it
+        server = await asyncio.get_running_loop().run_in_executor(None, self._made)
+        if not self._closing:
+            self._server = server
+            assert self._socket is not None, "bind() comes first"
+            await server.serve(sockets=[self._socket])
+
+    def _made(self) -> uvicorn.Server:
         import uvicorn  # 0.1 s
         from starlette.applications import Starlette
         from starlette.routing import Route
@@ -61,6 +74,7 @@ class HttpServer:
             def capture_signals(self) -> Iterator[None]:
                 yield
 
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         routes = [
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
@@ -76,15 +90,8 @@ class HttpServer:
             ws="none",
             timeout_keep_alive=75,
         )
-        server = Server(config)
-
-        def stop() -> None:
-            server.should_exit = True
-            server.force_exit = True
-
-        self._stop = stop
-        assert self._socket is not None, "bind() comes first"
-        await server.serve(sockets=[self._socket])
+        config.load()
+        return Server(config)
 
     async def _healthz(self, _: Request) -> Response:
         return _text("ok\n")

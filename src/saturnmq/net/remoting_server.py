@@ -66,5 +66,5 @@ class RemotingServer:
 
     def _gone(self, connection: RemotingConnection) -> None:
         self._connections.discard(connection)
-        if not self._connections:
+        if self._closing and not self._connections:
             self._all_gone.set()

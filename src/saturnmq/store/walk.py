@@ -115,7 +115,7 @@ def find_record(reader: LogReader, start: int, limit: int, stored_ms: int) -> in
                     return position + at - 4
                 at = chunk.find(magic.to_bytes(4, "big"), at + 1)
         # a magic across two chunks is found in the second, which begins 3 bytes before its place
-        position += rest if rest <= _CHUNK_BYTES else max(1, len(chunk) - 3)
+        position += len(chunk) - 3 if len(chunk) == _CHUNK_BYTES < rest else rest
     return None
 
 

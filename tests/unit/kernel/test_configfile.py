@@ -51,7 +51,7 @@ def test_one_key_space_feeds_several_structs() -> None:
     [
         ("listenPort", "many", "int"),
         ("listenPort", "65536", "65535"),
-        ("flushDiskType", "FSYNC", "FSYNC"),
+        ("flushDiskType", "FSYNC", "it takes SYNC_FLUSH or ASYNC_FLUSH"),
         ("traceOn", "perhaps", "bool"),
     ],
 )

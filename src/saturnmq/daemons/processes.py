@@ -1,0 +1,269 @@
+"""The processes: what they open, in which order, and how it is closed.
+
+Everything lives on one event loop; what would block it runs in two small thread pools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from random import randrange
+
+import msgspec
+
+from saturnmq.broker import remoting as broker_remoting
+from saturnmq.broker.broker import Broker as BrokerRoom
+from saturnmq.broker.registration import RemoteNameServers
+from saturnmq.daemons.options import Options
+from saturnmq.disk.real import RealDisk
+from saturnmq.kernel import configfile
+from saturnmq.kernel.config import BrokerConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
+from saturnmq.kernel.configfile import IllegalConfig
+from saturnmq.kernel.host import Address, pack
+from saturnmq.kernel.metrics import Metrics
+from saturnmq.nameserver import remoting as nameserver_remoting
+from saturnmq.nameserver.routes import RouteTable
+from saturnmq.net.addresses import reachable_host
+from saturnmq.net.clock import LoopClock
+from saturnmq.net.grpc_server import GrpcServer
+from saturnmq.net.http import HttpServer
+from saturnmq.net.remoting_client import RemotingClient
+from saturnmq.net.remoting_server import RemotingServer
+from saturnmq.net.tasks import ThreadBackground, wait_reply
+from saturnmq.net.tls import server_context
+from saturnmq.proxy import grpc as proxy_grpc
+from saturnmq.proxy.proxy import Proxy
+from saturnmq.store.store import Store
+
+logger = logging.getLogger("saturnmq")
+
+#: how long requests that run at SIGTERM may still take
+DRAIN_MS = 5_000
+DEFAULT_DATA_DIR = "saturnmq-data"
+DEFAULT_NAMESRV_PORT = 9876
+DEFAULT_HTTP_PORT = 5557
+LISTEN_ADVICE = {
+    errno.EADDRINUSE: "stop what uses it, or choose another port ({flag}; 0 takes a free one)",
+    errno.EACCES: "ports below 1024 are for root, choose another one ({flag})",
+}
+
+
+class StartError(Exception):
+    """The process cannot start; the message says why and what to do."""
+
+
+class Daemon:
+    """What every process has: a clock, metrics, listeners. Owner of what it opened, and of the order to close it."""
+
+    name: str
+    configs: tuple[type[msgspec.Struct], ...]
+
+    def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
+        self.options = options
+        self.values = options.values(*self.configs)
+        self.clock = LoopClock(loop)
+        self.metrics = Metrics()
+        self.limits = Limits()
+        #: closes what is open, the last one first, also after half a start
+        self.opened = AsyncExitStack()
+        self.servers: list[RemotingServer | GrpcServer] = []
+        self.endpoints: dict[str, Address] = {}
+        self.http: HttpServer | None = None
+        self.ready = False
+
+    async def start(self) -> None:
+        """Open, then listen. Clients can connect when it returns. Raises StartError, IllegalConfig, StoreRefused."""
+        raise NotImplementedError
+
+    async def listen(self, name: str, server: RemotingServer | GrpcServer, default_port: int) -> Address:
+        wanted = self._wanted(name, default_port)
+        with _explained(name, wanted):
+            address = self.endpoints[name] = await server.listen(wanted.host, wanted.port)
+        self.servers.append(server)
+        return address
+
+    def bind_http(self) -> None:
+        """Only bind: the pages are served once clients can connect, for they take 0.1 s to import."""
+        wanted = self._wanted("http", DEFAULT_HTTP_PORT)
+        self.http = HttpServer(
+            self.metrics,
+            lambda: "" if self.ready else "the server starts or stops",
+            self.clock.advance if self.options.test_clock else None,
+        )
+        self.opened.push_async_callback(self.http.close)
+        with _explained("http", wanted):
+            self.endpoints["http"] = self.http.bind(wanted.host, wanted.port)
+
+    def _wanted(self, listener: str, default_port: int) -> Address:
+        given = self.options.ports.get(listener)
+        return Address(self.options.host, default_port if given is None else given)
+
+    async def close_servers(self) -> None:
+        """Refuse what is new and finish what runs."""
+        await asyncio.gather(*(server.close(DRAIN_MS) for server in self.servers))
+
+
+@contextmanager
+def _explained(listener: str, wanted: Address) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        flag = f"--{listener.replace('_', '-')}-port"
+        advice = LISTEN_ADVICE.get(error.errno or 0, "--host takes an address of this machine").format(flag=flag)
+        reason = os.strerror(error.errno) if error.errno in LISTEN_ADVICE else error.strerror
+        raise StartError(f"cannot listen on {wanted} for {listener}: {reason}; {advice}") from error
+
+
+class Namesrv(Daemon):
+    """`saturnmq namesrv`"""
+
+    name = "NameServer"
+    configs = (NameserverConfig,)
+
+    async def start(self) -> None:
+        config = configfile.convert(self.values, NameserverConfig)
+        handlers = nameserver_remoting.table(RouteTable(config, self.clock))
+        self.opened.push_async_callback(self.close_servers)
+        server = RemotingServer(handlers, self.clock, self.limits, self.metrics, "namesrv")
+        await self.listen("namesrv", server, config.listen_port)
+
+
+class Broker(Daemon):
+    """`saturnmq broker`"""
+
+    name = "Broker"
+    configs: tuple[type[msgspec.Struct], ...] = (BrokerConfig, StoreConfig)
+
+    async def start(self) -> None:
+        named = self.values.get("namesrvAddr") or os.environ.get("NAMESRV_ADDR", "")
+        try:
+            addresses = [Address.parse(text) for text in named.split(";") if text.strip()]
+        except ValueError as error:
+            raise IllegalConfig(f"namesrvAddr = {named!r} cannot be used: {error}") from error
+        if not addresses:
+            raise IllegalConfig("no NameServer is named: use -n host:port, or namesrvAddr in the file")
+        self.bind_http()
+        client = RemotingClient(self.clock, self.limits, self.metrics)
+        self.opened.push_async_callback(client.close)
+        await self.start_broker()
+        names = RemoteNameServers(client, addresses, self.broker.config.broker_id)
+        self.broker.register(names, self.registered_address())
+        await self.listen_vip()
+
+    async def start_broker(self) -> None:
+        """Open the store, then listen: what is asked before the store is open would get a wrong answer."""
+        self._open_broker(configfile.convert(self.values, StoreConfig), self._broker_config())
+        self.opened.push_async_callback(self.close_servers)
+        self.opened.callback(self.broker.polls.close)
+        self.broker_handlers = broker_remoting.table(self.broker)
+        self.broker_server = RemotingServer(self.broker_handlers, self.clock, self.limits, self.metrics, "broker")
+        address = await self.listen("broker", self.broker_server, self.broker.config.listen_port)
+        host = self.broker.config.broker_ip1 or reachable_host(address.host)
+        self.store.store_host = pack(Address(host, self.registered_address().port))
+        await wait_reply(self.broker.start())
+
+    def _broker_config(self) -> BrokerConfig:
+        config = configfile.convert(self.values, BrokerConfig)
+        if advertised := self.options.advertised("broker"):
+            return msgspec.structs.replace(config, broker_ip1=advertised.host)
+        return config
+
+    def _open_broker(self, store_config: StoreConfig, config: BrokerConfig) -> None:
+        self.data_dir = Path(store_config.store_path_root_dir or DEFAULT_DATA_DIR).expanduser().absolute()
+        loop = asyncio.get_running_loop()
+        flusher, reader = ThreadBackground(loop, "flush", 1), ThreadBackground(loop, "disk", 2)
+        self.opened.callback(flusher.close)
+        self.opened.callback(reader.close)
+        try:
+            self.store = Store(RealDisk(str(self.data_dir)), store_config, self.clock, flusher, reader)
+            self.store.open()
+            self.opened.push_async_callback(self._close_store)
+            self.broker = BrokerRoom(config, self.store, self.clock, random=randrange, metrics=self.metrics)
+        except OSError as error:
+            raise StartError(f"the data directory {self.data_dir} cannot be used: {error}") from error
+        except ValueError as error:  # a setting or a file in the directory
+            raise StartError(str(error)) from error
+        self.opened.push_async_callback(self._stop_broker)
+
+    async def listen_vip(self) -> None:
+        """Clients with vipChannelEnabled dial the port two below the one they know. Last: no other listener loses its
+        port to this one."""
+        address = self.endpoints["broker"]
+        try:
+            await self.broker_server.listen(address.host, address.port - 2)
+        except OSError as error:
+            logger.warning(
+                "cannot listen on the VIP port %d: %s; clients with vipChannelEnabled=true cannot send",
+                address.port - 2, error.strerror,
+            )  # fmt: skip
+
+    def registered_address(self) -> Address:
+        """What the NameServer tells clients; the host stands for the one they dialled, unless brokerIP1 is set."""
+        advertised = self.options.advertised("broker")
+        return Address("0.0.0.0", (advertised and advertised.port) or self.endpoints["broker"].port)
+
+    async def _stop_broker(self) -> None:
+        await wait_reply(self.broker.stop())
+
+    async def _close_store(self) -> None:
+        await wait_reply(self.store.stop())
+        self.store.close()
+
+
+class Local(Broker):
+    """`saturnmq local`: NameServer, Broker and Proxy on one event loop, calling one another directly."""
+
+    name = "Local mode"
+    configs = (NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig)
+
+    async def start(self) -> None:
+        # it has one broker, its own
+        logging.getLogger("saturnmq.nameserver").setLevel(logging.WARNING)
+        if self.values.get("namesrvAddr"):
+            logger.warning("namesrvAddr has no effect: Local mode is its own NameServer")
+        config = configfile.convert(self.values, ProxyConfig)
+        if advertised := self.options.advertised("grpc"):
+            config = msgspec.structs.replace(config, advertise=str(advertised))
+        self.bind_http()
+        routes = RouteTable(configfile.convert(self.values, NameserverConfig), self.clock)
+        await self.start_broker()
+        self.broker.register(routes, self.registered_address())
+
+        names = RemotingServer(nameserver_remoting.table(routes), self.clock, self.limits, self.metrics, "namesrv")
+        await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
+
+        handlers = self.broker_handlers | nameserver_remoting.table(routes, self._one_port)
+        remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")
+        await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
+
+        self.proxy = Proxy({self.broker.name: self.broker}, routes, config, self.clock)
+        self.opened.callback(self.proxy.close)
+        await self.listen("grpc", self._grpc_server(self.proxy), config.grpc_server_port)
+        await self.listen_vip()
+
+    def _one_port(self, dialled: Address) -> Address:
+        """Where clients of the Proxy's Remoting port find the broker: there."""
+        advertised = self.options.advertised("proxy-remoting")
+        return Address(advertised.host, advertised.port or dialled.port) if advertised else dialled
+
+    def _grpc_server(self, proxy: Proxy) -> GrpcServer:
+        config = proxy.config
+        try:
+            methods = proxy_grpc.methods(proxy)
+        except ValueError as error:
+            raise IllegalConfig(f"advertise = {config.advertise!r} cannot be used: {error}") from error
+        try:
+            context = server_context(self.data_dir / "tls", config.tls_cert_path, config.tls_key_path)
+        except OSError as error:
+            named = config.tls_cert_path or f"in {self.data_dir / 'tls'}"
+            raise StartError(f"the TLS certificate {named} cannot be used: {error}") from error
+        return GrpcServer(methods, self.clock, self.limits, self.metrics, context)
+
+
+#: by command
+DAEMONS: Mapping[str, type[Daemon]] = {"local": Local, "namesrv": Namesrv, "broker": Broker}
