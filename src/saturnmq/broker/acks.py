@@ -150,18 +150,26 @@ class Acks:
         return None
 
     def _held_in_order(self, queue: GroupQueue, delivery: Delivery, now_ms: int) -> Order | None:
-        """The batch that the handle is good for; None when the handle acknowledged the message. Raises otherwise."""
+        """The batch that the handle is good for; None when the handle acknowledged the message. Raises otherwise.
+
+        Of older batches it is not known which handle it was: what is acknowledged is acknowledged.
+        """
         order, offset = queue.order, delivery.queue_offset
-        if order is None or offset not in order.offsets:
-            self._check_given(queue, delivery)
-            end_ms = delivery.pop_ms + delivery.invisible_ms
-        elif (delivery.pop_ms, delivery.invisible_ms) != (order.pop_ms, order.handle_ms(offset)):
-            raise _replaced(delivery)
-        else:
-            end_ms = order.end_ms(offset)
+        if order is not None and offset in order.offsets and offset not in order.acknowledged:
+            if (delivery.pop_ms, delivery.invisible_ms) != (order.pop_ms, order.handle_ms(offset)):
+                raise _replaced(delivery)
+            if order.end_ms(offset) <= now_ms:
+                raise _expired(delivery, order.end_ms(offset))
+            return order
+        self._check_given(queue, delivery)
+        last, end_ms = order or queue.last_order, delivery.pop_ms + delivery.invisible_ms
+        if last is not None and last.pop_ms == delivery.pop_ms:
+            if last.handle_ms(offset) != delivery.invisible_ms:
+                raise _replaced(delivery)
+            end_ms = last.end_ms(offset)
         if end_ms <= now_ms:
             raise _expired(delivery, end_ms)
-        return None if order is None or offset not in order.offsets or offset in order.acknowledged else order
+        return None
 
     def _check_given(self, queue: GroupQueue, delivery: Delivery) -> None:
         """Raises unless the group was given the message once."""

@@ -69,6 +69,7 @@ class GroupQueue:
         "group",
         "high",
         "kind",
+        "last_order",
         "leases",
         "next_offset",
         "order",
@@ -99,6 +100,8 @@ class GroupQueue:
         self.over: dict[int, CheckPoint] = {}
         #: of a FIFO group: the batch that blocks the queue
         self.order: Order | None = None
+        #: the batch before, when all of it is acknowledged: its handles may come once more
+        self.last_order: Order | None = None
         #: revive queue and offset of the record of `order`
         self.order_record: tuple[int, int] | None = None
 
@@ -189,7 +192,7 @@ class Leases:
         if queue.order_record is not None:
             del self._needed[queue.order_record[0]][queue.order_record[1]]
             queue.order_record = None
-        queue.order = order
+        queue.last_order, queue.order = queue.order, order
         if order is not None:
             self.in_flight += len(order.remaining())
             queue.high = max(queue.high, order.offsets[-1] + 1)

@@ -26,6 +26,7 @@ ChangeInvisibleTimeProcessor.java, broker/offset/ConsumerOrderInfoManager.java.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
@@ -62,6 +63,8 @@ from saturnmq.kernel.topic import READ, RETRY_PREFIX, TopicConfig, pop_retry_top
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
 from saturnmq.wire.record import MAX_PROPERTIES_BYTES, decode, encode_stored, reconsume_times
+
+log = logging.getLogger(__name__)
 
 #: messages of one pop (PopMessageProcessor)
 MAX_MESSAGES = 32
@@ -132,6 +135,8 @@ class _Pop:
         self.takes.append(take)
         self.wanted -= len(take.offsets)
         self.bytes_left -= sum(map(len, take.records))
+        if self.bytes_left <= 0:
+            self.wanted = 0
 
 
 class Pops:
@@ -294,8 +299,11 @@ class Pops:
         """Go where somebody else committed the group to; FIFO forgets its batch then."""
         committed = self._offsets.get(queue.group, queue.topic, queue.queue_id)
         if committed != queue.committed:
-            self._place(queue, committed if committed >= 0 else self._first_offset(queue, from_latest))
-            if queue.order is not None:
+            offset = committed if committed >= 0 else self._first_offset(queue, from_latest)
+            if queue.order is None:
+                self._place(queue, offset)
+            else:
+                queue.next_offset = offset
                 self._orders.write(queue, None, self._clock.now_ms())
 
     def _attempt(self, pop: _Pop) -> PopResult | None:
@@ -534,8 +542,10 @@ class Pops:
             found = self._get(pop, queue, remaining[index], most, None, wait=not pop.takes and not take.offsets)
             if found is None:
                 break
-            if found.status is not FoundStatus.FOUND:
-                self._drop_lost(queue, order, found)
+            lost = [offset for offset in remaining[index:] if _is_lost(offset, found)]
+            if lost:
+                self._drop_lost(queue, order, lost)
+                pop.moved, pop.rest = True, pop.rest + 1  # look again
                 return False
             for offset, record, position in zip(found.offsets, found.records, found.positions, strict=True):
                 if offset in wanted:
@@ -547,13 +557,12 @@ class Pops:
             pop.take(take)
         return index == len(remaining)
 
-    def _drop_lost(self, queue: GroupQueue, order: Order, found: Found) -> None:
+    def _drop_lost(self, queue: GroupQueue, order: Order, lost: list[int]) -> None:
         """Messages of the batch are no longer in the log."""
+        log.warning("messages %s of %s are no longer in the log", lost, queue)
         left: Order | None = order
-        for offset in order.remaining():
-            if left is not None and not found.min_offset <= offset < found.max_offset:
-                left = left.acknowledge(offset)
-        assert left != order
+        for offset in lost:
+            left = left and left.acknowledge(offset)
         self._orders.write(queue, left, self._clock.now_ms())
         self._polls.wake(queue.topic, queue.group, queue.queue_id)
 
@@ -633,6 +642,13 @@ def _free(queue: GroupQueue, found: Found) -> _Take | None:
         if not offsets:
             return None
     return _Take(queue, offsets, records, positions, found.next_offset)
+
+
+def _is_lost(offset: int, found: Found) -> bool:
+    """Whether the queue does not have the message any more, as what was found from there on without a filter shows."""
+    if not found.min_offset <= offset < found.max_offset:
+        return True
+    return offset < found.next_offset and offset not in found.offsets
 
 
 def _start(take: _Take) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from saturnmq.kernel.errors import (
@@ -10,11 +13,15 @@ from saturnmq.kernel.errors import (
     InvalidReceiptHandle,
     NoPermission,
     NoSuchMessage,
+    ServiceUnavailable,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import TopicKind
+from saturnmq.kernel.later import Later
 from saturnmq.kernel.ports import PopStatus
 from saturnmq.kernel.topic import GroupConfig, TopicConfig
+from saturnmq.store.results import Found, FoundStatus
+from saturnmq.store.store import Store
 from saturnmq.testing.pops import Held, PopStage
 
 
@@ -210,8 +217,6 @@ def test_a_cold_read_is_waited_for_and_others_pass_by() -> None:
     request = stage.request()
     first = stage.pops.pop(request)
     second = stage.pops.pop(request)
-    from saturnmq.kernel.later import Later
-
     assert isinstance(first, Later)
     assert not isinstance(second, Later)
     assert second.status is PopStatus.NOT_FOUND
@@ -226,8 +231,6 @@ def test_a_cold_read_of_a_cancelled_pop_takes_nothing() -> None:
     stage = PopStage()
     stage.send(*numbered(3))
     stage.disk.cold.update(path for path in stage.disk.names if path.startswith("commitlog"))
-    from saturnmq.kernel.later import Later
-
     first = stage.pops.pop(stage.request())
     assert isinstance(first, Later)
     waiting = stage.pops.pop(stage.request(wait_ms=1000))
@@ -413,7 +416,6 @@ def test_handles_that_are_not_ours() -> None:
     stage = PopStage()
     stage.send(*numbered(3))
     [held] = stage.pop(max_messages=1)
-    import msgspec
 
     def forged(**fields: object) -> Held:
         return msgspec.structs.replace(held, delivery=msgspec.structs.replace(held.delivery, **fields))
@@ -433,6 +435,22 @@ def test_handles_that_are_not_ours() -> None:
     stage.ack(held)
 
 
+def test_a_message_that_comes_back_is_read_from_the_disk_if_need_be() -> None:
+    stage = PopStage()
+    stage.send(*numbered(3))
+    stage.pop(invisible_ms=1000)
+    stage.disk.cold.update(path for path in stage.disk.names if path.startswith("commitlog"))
+    stage.advance(1000)
+    assert names(stage.pop()) == numbered(3)
+
+
+def test_a_pop_is_bounded_in_bytes() -> None:
+    stage = PopStage(queues={"orders": 2}, settings={"max_transfer_bytes_on_message_in_memory": 2000})
+    for queue_id in range(2):
+        stage.send(*["x" * 600] * 3, queue_id=queue_id)
+    assert [len(stage.pop()) for _ in range(4)] == [2, 2, 2, 0], "a record is longer than half of it"
+
+
 def test_a_message_of_a_deleted_topic_does_not_come_back() -> None:
     stage = PopStage()
     stage.send("m0")
@@ -443,8 +461,6 @@ def test_a_message_of_a_deleted_topic_does_not_come_back() -> None:
 
 
 def test_a_disk_that_fails_for_a_while_does_not_lose_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saturnmq.kernel.errors import ServiceUnavailable
-
     stage = PopStage()
     stage.send("m0")
     stage.pop(invisible_ms=1000)
@@ -569,9 +585,28 @@ def test_a_lease_that_holds_a_restart_back_is_written_again(monkeypatch: pytest.
     assert names(stage.pop(group="o", fifo=True))[:3] == ["slow", "slower", "fifo"]
 
 
-def test_requests_are_refused_while_leases_are_read() -> None:
-    from saturnmq.kernel.errors import ServiceUnavailable
+def test_leases_are_read_from_the_disk_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = PopStage()
+    stage.send(*numbered(3))
+    held = stage.pop()
+    stage.ack(held[1])
+    opened = Store.open
 
+    def cold(store: Store) -> None:
+        opened(store)
+        store.disk.cold.update(path for path in store.disk.names if path.startswith("commitlog"))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Store, "open", cold)
+    stage = stage.kill()
+    assert stage.started.later is not None, "it had to wait"
+    assert (stage.pop(), stage.pops.leases.in_flight) == ([], 2)
+    for one in held:
+        stage.ack(one)
+    stage.advance(60_000)
+    assert stage.pop() == []
+
+
+def test_requests_are_refused_while_leases_are_read() -> None:
     stage = PopStage()
     stage.send("m0")
     stage.pop()
@@ -709,6 +744,24 @@ def test_a_batch_survives_the_end_of_the_process(end: str) -> None:
     assert fifo(stage) == []
     stage.send("m4")
     assert names(fifo(stage)) == ["m4"]
+
+
+def test_a_batch_forgets_what_the_log_no_longer_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = PopStage()
+    stage.send(*numbered(4))
+    fifo(stage, max_messages=3, invisible_ms=1000)
+    stage.advance(1000)
+    get = stage.store.get
+
+    def without_the_first(topic: str, queue_id: int, offset: int, *rest: Any) -> Any:
+        if offset == 0:
+            return Found(status=FoundStatus.BEFORE, next_offset=1, min_offset=1, max_offset=4)
+        return get(topic, queue_id, offset, *rest)
+
+    monkeypatch.setattr(stage.store, "get", without_the_first)
+    answer = stage.ask(fifo=True, wait_ms=1000)
+    assert [message.queue_offset for message in answer.value.messages] == [1, 2, 3]
+    assert stage.offsets.get("g", "orders", 0) == 1
 
 
 def test_a_reset_frees_the_queue() -> None:

@@ -12,13 +12,31 @@ What a power cut may repeat is what it says at the head of `broker.pop`: then th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from hypothesis import settings
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from saturnmq.broker import revivelog
+from saturnmq.broker.acks import Acks
+from saturnmq.broker.leases import CheckPoint, Leases
+from saturnmq.broker.offsets import OffsetTable
+from saturnmq.broker.order import Order
+from saturnmq.broker.revive import Revival
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage
+from saturnmq.kernel.message import Message
 from saturnmq.testing.pops import Answer, Held, PopStage
 
 QUEUES = 2
@@ -28,7 +46,7 @@ QUEUES = 2
 class Hand:
     """A handle that some consumer got."""
 
-    held: Held = field(repr=False)
+    held: Held
     #: end of the lease that it is good for; None: nobody knows any more
     until_ms: int | None
     #: when that lease began; the next one of the same message begins later
@@ -38,8 +56,12 @@ class Hand:
     #: it acknowledged the message
     done: bool = False
 
+    def __repr__(self) -> str:
+        state = "replaced " * self.replaced + "done " * self.done
+        return f"<{self.held.name} popped {self.held.delivery.pop_ms} {state}until {self.until_ms}>"
 
-@dataclass
+
+@dataclass(repr=False)
 class Group:
     name: str
     fifo: bool
@@ -51,6 +73,9 @@ class Group:
     hands: list[Hand] = field(default_factory=list)
     #: by queue: attempt id of the last FIFO pop that got something
     attempts: dict[int, str | None] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return self.name
 
     def holds(self, message: str, now_ms: int) -> bool:
         hand = self.holders.get(message)
@@ -117,8 +142,9 @@ class PopLife(RuleBasedStateMachine):
         group, hand = self.some_hand(data)
         changed: list[Held] = []
         if self.expect(group, hand, lambda: changed.append(self.stage.change(hand.held, invisible_ms))):
-            hand.replaced = True
             delivery = changed[0].delivery
+            # of FIFO a change within the millisecond of the pop may give the same handle
+            hand.replaced = delivery != hand.held.delivery
             fresh = Hand(changed[0], delivery.pop_ms + delivery.invisible_ms, delivery.pop_ms)
             group.hands.append(fresh)
             group.holders[hand.held.name] = fresh
@@ -144,16 +170,16 @@ class PopLife(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.stage = self.stage.restart()
+        self.begin_again(self.stage.restart())
         self.settle()
 
     @rule()
     def kill(self) -> None:
-        self.stage = self.stage.kill()
+        self.begin_again(self.stage.kill())
 
     @rule()
     def power_cut(self) -> None:
-        self.stage = self.stage.power_cut()
+        self.begin_again(self.stage.power_cut())
         self.cut()
 
     @precondition(lambda self: any(group.hands for group in self.groups))
@@ -177,9 +203,17 @@ class PopLife(RuleBasedStateMachine):
         self.crash(kills)
 
     def crash(self, kills: bool) -> None:
-        self.stage = self.stage.kill() if kills else self.stage.power_cut()
+        self.begin_again(self.stage.kill() if kills else self.stage.power_cut())
         if not kills:
             self.cut()
+
+    def begin_again(self, stage: PopStage) -> None:
+        """A FIFO batch that is over leaves no trace of its renewals."""
+        self.stage = stage
+        for group in self.groups:
+            for hand in group.hands:
+                if group.fifo and hand.done:
+                    hand.until_ms = None
 
     def teardown(self) -> None:
         if not hasattr(self, "stage"):
@@ -235,7 +269,7 @@ class PopLife(RuleBasedStateMachine):
                 assert attempt is not None, f"{got} while {blocked} is held"
                 assert attempt == group.attempts[queue_id], f"{got} while {blocked} is held"
                 for name in blocked:  # whoever repeats an attempt never heard of the first one
-                    group.holders[name].replaced = True
+                    group.holders.pop(name).replaced = True
             group.attempts[queue_id] = attempt
             open_ = [name for name in sent if name not in group.acked]
             certain = [name for name in open_ if name not in group.unsure or name in got]
@@ -311,3 +345,113 @@ PopLife.TestCase.settings = AsyncPopLife.TestCase.settings = settings(
 )
 TestPopLife = PopLife.TestCase
 TestAsyncPopLife = AsyncPopLife.TestCase
+
+
+# ------------------------------------------------------------------------------------- the model finds faults
+
+
+def forget_check_points(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(revivelog._Replay, "_check_point", lambda self, body, message: None)
+
+
+def forget_acknowledgements(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(revivelog._Replay, "_acknowledged", lambda self, body: None)
+
+
+def forget_batches(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(revivelog._Replay, "_order", lambda self, body, message: None)
+
+
+def forget_renewals(patch: pytest.MonkeyPatch) -> None:
+    written = revivelog.ReviveRecords.check_point
+
+    def check_point(self: revivelog.ReviveRecords, point: CheckPoint, *rest: Any, **more: Any) -> Message:
+        return written(self, msgspec.structs.replace(point, handle_ms=point.pop_ms), *rest, **more)
+
+    patch.setattr(revivelog.ReviveRecords, "check_point", check_point)
+
+
+def end_leases_early(patch: pytest.MonkeyPatch) -> None:
+    due = Leases.take_due
+    next_ms = Leases.next_expiry_ms
+    patch.setattr(Leases, "take_due", lambda self, now_ms: due(self, now_ms + 600))
+    patch.setattr(Leases, "next_expiry_ms", lambda self: (next_ms(self) or 1 << 50) - 600)
+
+
+def end_leases_never(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Revival, "watch", lambda self: None)
+
+
+def copy_twice(patch: pytest.MonkeyPatch) -> None:
+    close = Revival._close
+    patch.setattr(Revival, "_close", lambda self, point, offsets, copies: close(self, point, offsets, 2 * copies))
+
+
+def never_copy(patch: pytest.MonkeyPatch) -> None:
+    close = Revival._close
+    patch.setattr(Revival, "_close", lambda self, point, offsets, copies: close(self, point, offsets, []))
+
+
+def take_any_handle(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Acks, "_held", lambda self, queue, delivery, now_ms: queue.leases.get(delivery.queue_offset))
+
+
+def take_any_handle_in_order(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Acks, "_held_in_order", lambda self, queue, delivery, now_ms: queue.order)
+
+
+def never_block(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Order, "free_at_ms", 0)
+
+
+def offsets_before_check_points(patch: pytest.MonkeyPatch) -> None:
+    """The offsets file does not wait for a flush of what it covers."""
+    begin = OffsetTable.__init__
+    patch.setattr(OffsetTable, "__init__", lambda self, disk, clock, flush: begin(self, disk, clock, lambda: None, 0))
+
+
+def read_too_little_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Leases, "first_needed", lambda self, revive_queue_id: None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "life"),
+    [
+        (forget_check_points, PopLife),
+        (forget_acknowledgements, PopLife),
+        (forget_batches, PopLife),
+        (forget_renewals, PopLife),
+        (end_leases_early, PopLife),
+        (end_leases_never, PopLife),
+        (copy_twice, PopLife),
+        (never_copy, PopLife),
+        (take_any_handle, PopLife),
+        (take_any_handle_in_order, PopLife),
+        (never_block, PopLife),
+        (offsets_before_check_points, AsyncPopLife),
+        (read_too_little_again, PopLife),
+    ],
+)
+def test_a_fault_is_found(
+    fault: Callable[[pytest.MonkeyPatch], None], life: type[PopLife], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    found: list[BaseException] = []
+    try:
+        run_state_machine_as_test(
+            life,
+            settings=settings(
+                max_examples=500,
+                stateful_step_count=40,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                print_blob=False,
+                report_multiple_bugs=False,
+            ),
+        )
+    except Exception as error:  # noqa: BLE001 - any way to notice will do
+        found.append(error)
+    assert found, "500 lives passed with the fault"
