@@ -34,12 +34,14 @@ def main(command: str, options: Options) -> None:
     """Run until SIGTERM or SIGINT. Exits 1 with one line of reason when it cannot start."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     kind = DAEMONS[command]
+    for name in kind.quiet:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if options.print_config:
             print_config(kind, options)
         else:
             _raise_descriptor_limit()
-            run(_life(kind, options))
+            run(live(kind, options))
     except (StartError, IllegalConfig, StoreRefused) as error:
         logger.error("%s", error)
         sys.exit(1)
@@ -69,9 +71,12 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _life(kind: type[Daemon], options: Options) -> None:
-    """Until it is ready a signal just ends the process: nothing was promised to anybody yet, and a store that was being
-    recovered is recovered by the next start."""
+async def live(kind: type[Daemon], options: Options) -> None:
+    """Raises StartError, IllegalConfig, StoreRefused, and has closed what it opened.
+
+    Until it is ready a signal just ends the process: nothing was promised to anybody yet, and a store that was being
+    recovered is recovered by the next start.
+    """
     daemon = kind(options, asyncio.get_running_loop())
     ready_file = _ReadyFile(options.ready_file) if options.ready_file else None
     async with daemon.opened:

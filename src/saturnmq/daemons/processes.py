@@ -62,6 +62,8 @@ class Daemon:
 
     name: str
     configs: tuple[type[msgspec.Struct], ...]
+    #: loggers whose everyday news nobody needs
+    quiet: tuple[str, ...] = ()
 
     def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
         self.options = options
@@ -220,10 +222,9 @@ class Local(Broker):
 
     name = "Local mode"
     configs = (NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig)
+    quiet = ("saturnmq.nameserver",)  # of its one broker
 
     async def start(self) -> None:
-        # it has one broker, its own
-        logging.getLogger("saturnmq.nameserver").setLevel(logging.WARNING)
         if self.values.get("namesrvAddr"):
             logger.warning("namesrvAddr has no effect: Local mode is its own NameServer")
         config = configfile.convert(self.values, ProxyConfig)
