@@ -234,6 +234,8 @@ class Local(Broker):
         routes = RouteTable(configfile.convert(self.values, NameserverConfig), self.clock)
         await self.start_broker()
         self.broker.register(routes, self.registered_address())
+        if self.broker.config.dev_auto_create:
+            routes.on_unknown = self.broker.topic_config
 
         names = RemotingServer(nameserver_remoting.table(routes), self.clock, self.limits, self.metrics, "namesrv")
         await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
