@@ -51,7 +51,6 @@ from saturnmq.kernel.errors import (
     GroupNotFound,
     InvalidParameter,
     NoPermission,
-    SaturnError,
     SystemBusy,
     TopicNotFound,
 )
@@ -388,16 +387,18 @@ class Pops:
     def _not_warmed(self, pop: _Pop, queue: GroupQueue, error: BaseException) -> None:
         queue.busy = False
         assert pop.later is not None
+        self._polls.wake(pop.share.topic, pop.share.group, queue.queue_id)
         pop.later.fail(error)
 
     def _again(self, pop: _Pop, later: Later[PopResult]) -> None:
+        """It was woken, or has read."""
         try:
             self._log.check_ready()
             pop.share = self._share(pop.request)
             result = self._attempt(pop)
             if result is None and not pop.cold:
                 result = self._wait(pop)
-        except SaturnError as error:
+        except Exception as error:  # noqa: BLE001 - it is this request's answer, whoever woke it
             later.fail(error)
         else:
             if result is not None:

@@ -10,7 +10,7 @@ from saturnmq.broker.revivelog import ReviveLog, ReviveRecords
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.errors import SaturnError
+from saturnmq.kernel.errors import ProtocolError, SaturnError
 from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import hear
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message, StoredMessage
@@ -103,17 +103,17 @@ class Revival:
 
     def _copy(self, check_point: CheckPoint, offsets: list[int], found: Found) -> None:
         wanted = set(offsets)
-        copies = [
-            self._copy_of(check_point, record)
-            for offset, record in zip(found.offsets, found.records, strict=True)
-            if offset in wanted
-        ]
-        if found.status is FoundStatus.FOUND:
-            end = found.offsets[-1] + 1
-        elif found.status is FoundStatus.BEFORE:
-            end = found.min_offset
-        else:
-            end = offsets[-1] + 1
+        copies = []
+        for offset, record in zip(found.offsets, found.records, strict=True):
+            if offset in wanted:
+                try:
+                    copies.append(self._copy_of(check_point, record))
+                except ProtocolError as error:
+                    log.error(
+                        "message %d of %s is damaged and does not come back: %s", offset, check_point.queue, error
+                    )
+        looked_at = found.status in (FoundStatus.FOUND, FoundStatus.NO_MATCH, FoundStatus.BEFORE)
+        end = found.next_offset if looked_at else offsets[-1] + 1
         done = [offset for offset in offsets if offset < end]
         if len(copies) < len(done):
             log.warning("%d messages of %s are no longer in the log", len(done) - len(copies), check_point.queue)

@@ -13,6 +13,7 @@ from saturnmq.kernel.errors import (
     InvalidReceiptHandle,
     NoPermission,
     NoSuchMessage,
+    ProtocolError,
     ServiceUnavailable,
     TopicNotFound,
 )
@@ -23,6 +24,7 @@ from saturnmq.kernel.topic import GroupConfig, TopicConfig
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
 from saturnmq.testing.pops import Held, PopStage
+from saturnmq.wire import record
 
 
 def names(held: list[Held]) -> list[str]:
@@ -442,6 +444,23 @@ def test_a_message_that_comes_back_is_read_from_the_disk_if_need_be() -> None:
     stage.disk.cold.update(path for path in stage.disk.names if path.startswith("commitlog"))
     stage.advance(1000)
     assert names(stage.pop()) == numbered(3)
+
+
+def test_a_damaged_message_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = PopStage()
+    stage.send(*numbered(3))
+    stage.pop(invisible_ms=1000)
+
+    def decode(data: bytes) -> Any:
+        message = record.decode(data)
+        if message.body == b"m1":
+            raise ProtocolError("damaged")
+        return message
+
+    monkeypatch.setattr("saturnmq.broker.revive.decode", decode)
+    stage.advance(1000)
+    assert names(stage.pop()) == ["m0", "m2"]
+    assert stage.pops.leases.in_flight == 2
 
 
 def test_a_pop_is_bounded_in_bytes() -> None:
