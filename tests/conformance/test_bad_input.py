@@ -268,7 +268,7 @@ def test_memory_does_not_grow(server: Server) -> None:
     """Hundreds of bad connections leave nothing behind."""
     if server.is_apache:
         pytest.skip("a JVM's memory says nothing")
-    pid = server.processes[0].pid
+    pid = server.pid
     send_all_garbage(server, times=3)
     before_bytes = rss_anon_bytes(pid)
     send_all_garbage(server, times=30)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from harness.programs import ROOT
+from saturnmq.testing.server import LocalServer
 
-START_TIMEOUT_S = 20
 APACHE_START_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 15
 POLL_S = 0.02
 APACHE_SCRIPT = ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"
 
 
 class StartFailed(Exception):
-    """The server did not come up."""
+    """Apache did not come up."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,11 @@ class Server:
     broker: str
     proxy_remoting: str
     grpc: str
-    processes: tuple[subprocess.Popen[bytes], ...]
     log_path: Path
+    stop: Callable[[], None]
     #: /healthz, /readyz, /metrics; Apache has none
     http: str = ""
+    pid: int = 0
 
     @property
     def is_apache(self) -> bool:
@@ -48,16 +46,6 @@ class Server:
         """See harness.clients.Client; Python's simple consumer starts without waiting for its settings."""
         return 0.2 if self.is_apache else 0
 
-    def stop(self) -> None:
-        """SaturnMQ must drain and end in time with status 0; Apache's files are thrown away, so it is killed."""
-        for process in self.processes:
-            if self.is_apache:
-                process.kill()
-                process.wait()
-            else:
-                process.terminate()
-                assert process.wait(STOP_TIMEOUT_S) == 0, f"see {self.log_path}"
-
 
 def start_server(home: Path) -> Server:
     """The server that the environment names, on free ports, with its files under `home`."""
@@ -66,76 +54,93 @@ def start_server(home: Path) -> Server:
 
 
 def start_saturn(home: Path) -> Server:
-    ready_file = home / "ready.json"
-    log_path = home / "saturnmq.log"
-    listeners = ("namesrv", "broker", "proxy-remoting", "grpc", "http")
-    command = [str(ROOT / ".venv" / "bin" / "saturnmq"), "local", "--data-dir", str(home / "data")]
-    command += ["--ready-file", str(ready_file)]
-    for listener in listeners:
-        command += [f"--{listener}-port", "0"]
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    _wait_until(ready_file.exists, process, log_path, START_TIMEOUT_S)
-    ready = json.loads(ready_file.read_text())
+    local = LocalServer(dev=False, home=home)
+    local.start()
+
+    def stop() -> None:
+        """It must drain and end in time with status 0."""
+        assert local.stop() == 0, f"see {local.log_file}"
+
     return Server(
         "saturn",
-        namesrv=ready["namesrv"],
-        broker=ready["broker"],
-        proxy_remoting=ready["proxy_remoting"],
-        grpc=ready["grpc"],
-        http=ready["http"],
-        processes=(process,),
-        log_path=log_path,
+        namesrv=local.namesrv,
+        broker=local.broker,
+        proxy_remoting=local.proxy_remoting,
+        grpc=local.grpc,
+        http=local.http,
+        log_path=local.log_file,
+        stop=stop,
+        pid=local.pid,
     )
 
 
+class Apache:
+    """Processes of Apache RocketMQ, their files under `home`. Its jars are fetched once, to build/apache."""
+
+    def __init__(self, home: Path) -> None:
+        installed = Path(os.environ.get("APACHE_HOME", ROOT / "build" / "apache"))
+        if not (installed / "lib").exists():
+            subprocess.run(
+                ["bash", str(APACHE_SCRIPT), "install"], env={**os.environ, "APACHE_HOME": str(installed)}, check=True
+            )
+        (home / "lib").symlink_to(installed / "lib")
+        self.log_path = home / "apache.log"
+        self._environment = {**os.environ, "APACHE_HOME": str(home), "HEAP": "512m"}
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, part: str, *ports: int, **settings: str) -> None:
+        """`namesrv`, `broker` or `local` with settings of apache.sh; returns when these ports accept."""
+        with self.log_path.open("ab") as log:
+            command = ["bash", str(APACHE_SCRIPT), "start", part]
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment | settings)
+        self._processes.append(process)
+        deadline = time.monotonic() + APACHE_START_TIMEOUT_S
+        for port in ports:
+            while not _accepts(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    self.kill()
+                    raise StartFailed(f"{self.log_path}:\n{self.log_path.read_text(errors='replace')[-4000:]}")
+                time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """Their files are thrown away; they need not stop in order."""
+        while self._processes:
+            process = self._processes.pop()
+            process.kill()
+            process.wait()
+
+
 def start_apache(home: Path) -> Server:
-    """NameServer and Local-mode Proxy of Apache RocketMQ. Its jars are fetched once, to build/apache."""
-    installed = Path(os.environ.get("APACHE_HOME", ROOT / "build" / "apache"))
-    if not (installed / "lib").exists():
-        subprocess.run(
-            ["bash", str(APACHE_SCRIPT), "install"], env={**os.environ, "APACHE_HOME": str(installed)}, check=True
-        )
-    (home / "lib").symlink_to(installed / "lib")
-    namesrv, grpc, proxy_remoting = (_free_ports(0)[0] for _ in range(3))
-    broker = _free_ports(-2, 0, 1)[1]  # the VIP port, its own and the replication port
-    log_path = home / "apache.log"
-    environment = {
-        **os.environ,
-        "APACHE_HOME": str(home),
+    """NameServer and Local-mode Proxy of Apache RocketMQ."""
+    apache = Apache(home)
+    namesrv, grpc, proxy_remoting = (free_port() for _ in range(3))
+    broker = free_broker_port()
+    addresses = {
         "NAMESRV": f"127.0.0.1:{namesrv}",
         "BROKER_PORT": str(broker),
         "GRPC_PORT": str(grpc),
         "PROXY_PORT": str(proxy_remoting),
-        "HEAP": "512m",
     }
-    processes = []
-    for part, ports in (("namesrv", (namesrv,)), ("local", (broker, grpc, proxy_remoting))):
-        with log_path.open("ab") as log:
-            command = ["bash", str(APACHE_SCRIPT), "start", part]
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        processes.append(process)
-        for port in ports:
-            _wait_until(partial(_accepts, port), process, log_path, APACHE_START_TIMEOUT_S)
+    apache.start("namesrv", namesrv, **addresses)
+    apache.start("local", broker, grpc, proxy_remoting, **addresses)
     return Server(
         "apache",
         namesrv=f"127.0.0.1:{namesrv}",
         broker=f"127.0.0.1:{broker}",
         proxy_remoting=f"127.0.0.1:{proxy_remoting}",
         grpc=f"127.0.0.1:{grpc}",
-        processes=tuple(reversed(processes)),
-        log_path=log_path,
+        log_path=apache.log_path,
+        stop=apache.kill,
     )
 
 
-def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log_path: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            process.wait()
-            raise StartFailed(f"{log_path}:\n{log_path.read_text(errors='replace')[-4000:]}")
-        time.sleep(POLL_S)
+def free_port() -> int:
+    return _free_ports(0)[0]
+
+
+def free_broker_port() -> int:
+    """Free with its VIP port before it and its replication port behind it."""
+    return _free_ports(-2, 0, 1)[1]
 
 
 def _accepts(port: int) -> bool:
