@@ -143,10 +143,12 @@ class PopLife(RuleBasedStateMachine):
         changed: list[Held] = []
         if self.expect(group, hand, lambda: changed.append(self.stage.change(hand.held, invisible_ms))):
             delivery = changed[0].delivery
-            # of FIFO a change within the millisecond of the pop may give the same handle
-            hand.replaced = delivery != hand.held.delivery
-            fresh = Hand(changed[0], delivery.pop_ms + delivery.invisible_ms, delivery.pop_ms)
-            group.hands.append(fresh)
+            fresh = hand
+            if delivery != hand.held.delivery:  # of FIFO a change within the millisecond of the pop gives the same
+                hand.replaced = True
+                fresh = Hand(changed[0], None, delivery.pop_ms)
+                group.hands.append(fresh)
+            fresh.until_ms = delivery.pop_ms + delivery.invisible_ms
             group.holders[hand.held.name] = fresh
 
     @precondition(lambda self: any(group.hands for group in self.groups))
