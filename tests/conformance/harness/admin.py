@@ -58,7 +58,7 @@ class RemotingConnection:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=10)
+        self._socket = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
         self._lock = threading.Lock()
         self._opaque = 0
 

@@ -10,12 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from harness.programs import ROOT
 from saturnmq.testing.server import LocalServer
 
 APACHE_START_TIMEOUT_S = 90
 POLL_S = 0.02
 APACHE_SCRIPT = ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"
+
+
+SERVER = os.environ.get("SATURNMQ_CONFORMANCE_SERVER", "saturn")
+#: for tests of what only SaturnMQ has
+only_saturn = pytest.mark.skipif(SERVER != "saturn", reason="a test of SaturnMQ's own")
 
 
 class StartFailed(Exception):
@@ -49,8 +56,7 @@ class Server:
 
 def start_server(home: Path) -> Server:
     """The server that the environment names, on free ports, with its files under `home`."""
-    name = os.environ.get("SATURNMQ_CONFORMANCE_SERVER", "saturn")
-    return {"saturn": start_saturn, "apache": start_apache}[name](home)
+    return {"saturn": start_saturn, "apache": start_apache}[SERVER](home)
 
 
 def start_saturn(home: Path) -> Server:
