@@ -56,6 +56,8 @@ class Recovery:
         """Raises StoreRefused and OSError."""
         self._check_sizes()
         first = self._files[0] if self._files else 0
+        if not self._files:  # a store without messages must not look like one that lost its queues
+            self._disk.mkdir(DIRECTORY)
         rebuild = self._abort.present or (bool(self._files) and not self._disk.exists(DIRECTORY))
         try:
             end = self._recover(self._rebuild_start() if rebuild else self._clean_start(), rebuild)
