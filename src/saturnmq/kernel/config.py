@@ -159,6 +159,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connection_write_buffer_bytes: int = 4 * MIB
     #: one gRPC request message; grpcMaxInboundMessageSize
     grpc_message_bytes: int = 130 * MIB
+    #: what a gRPC message may hold that was compressed to less than a tenth of it: a body of maxMessageSize and the rest
+    grpc_inflated_bytes: int = 5 * MIB
+    #: gRPC requests that are not whole yet, all connections together
+    grpc_held_bytes: int = 512 * MIB
     http2_max_concurrent_streams: int = 1000
     #: our windows: how much a peer may have in flight to us
     http2_stream_window_bytes: int = 1 * MIB

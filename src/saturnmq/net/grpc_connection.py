@@ -12,14 +12,15 @@ import msgspec
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import Limits
-from saturnmq.kernel.errors import ProtocolError
+from saturnmq.kernel.errors import ProtocolError, SaturnError
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Later
+from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.wire import grpc
 from saturnmq.wire.grpc import GrpcError, GrpcStatus, MessageReader
 from saturnmq.wire.http2.connection import (
     DataReceived,
+    Event,
     Rejected,
     RequestReceived,
     ServerConnection,
@@ -33,19 +34,26 @@ log = logging.getLogger("saturnmq.net.grpc")
 
 #: a unary request is its headers and its body
 EVENTS_PER_REQUEST = 2
+#: a message that is inflated takes as much of a turn as if it had come in frames of this size
+EVENT_BYTES = 16_384
 #: A peer that asks and does not read: so many times connection_write_buffer_bytes unread, and it is cut off.
 MOST_WRITE_BUFFERS = 16
 NEVER_MS = 1 << 62
 NO_ADDRESS = ("", 0)
 UNKNOWN_METHOD = "unknown"
+STOPS = "the server stops"
 
 
 class Kind(IntEnum):
     """What a handler is given, and what is expected of it.
 
-    UNARY: `handler(call, request) -> Reply[bytes]`. SERVER_STREAM: `handler(call, request) -> None`, which uses
+    UNARY: `handler(call, request) -> Reply[bytes]`. SERVER_STREAM: `handler(call, request) -> Reply[None]`, which uses
     `call.send` and `call.finish`, now or later. BIDI: `handler(call) -> None`, called when the headers are there; it
-    sets `call.on_message` and `call.on_half_close`.
+    sets `call.on_message` and `call.on_half_close`. A BIDI call stands as long as client and server do: a server that
+    drains ends it at once, as UNAVAILABLE, while the other kinds are finished.
+
+    A `Later` that a handler returns is cancelled when the call is; so that its errors are heard, a SERVER_STREAM and
+    `on_message` return what they wait for as well.
     """
 
     UNARY = 0
@@ -54,25 +62,30 @@ class Kind(IntEnum):
 
 
 class Method(msgspec.Struct, frozen=True):
-    """A method of a service. The handler may raise GrpcError; anything else that escapes is a bug: INTERNAL."""
+    """A method of a service. The handler may raise GrpcError; anything else that escapes is a bug: INTERNAL.
+
+    Except for a SaturnError, where the service has words of its own for it: `refuse(call, error)` ends the call.
+    """
 
     kind: Kind
     handler: Callable[..., Any]
+    refuse: Callable[[Call, SaturnError], None] | None = None
 
 
 class Route(msgspec.Struct, frozen=True):
     """A method and how it is counted when all went well."""
 
-    kind: Kind
-    handler: Callable[..., Any]
+    method: Method
     name: str
     ok: tuple[str, str]
 
 
 class Traffic:
-    """What the connections of a gRPC port count."""
+    """What the connections of a gRPC port have in common: what they count, and the memory that requests share."""
 
     def __init__(self, metrics: Metrics) -> None:
+        #: bytes of requests that are not whole yet
+        self.held_bytes = 0
         self.connections = metrics.counter("saturnmq_grpc_connections", "Open gRPC connections", kind="gauge")
         self.connections_opened = metrics.counter("saturnmq_grpc_connections_opened_total", "gRPC connections so far")
         self.requests = metrics.counter(
@@ -84,6 +97,20 @@ class Traffic:
         self.limits = metrics.counter("saturnmq_grpc_limits_hit_total", "Limits that a gRPC peer hit", ("limit",))
 
 
+class _Body:
+    """A request, or the messages of a BIDI call, that do not come as one message in one frame. Owner: the call."""
+
+    __slots__ = ("held_bytes", "held_until_ms", "reader", "request")
+
+    def __init__(self, reader: MessageReader) -> None:
+        self.reader = reader
+        #: the message, which waits until the client has said all
+        self.request: bytes | None = None
+        #: what all this keeps in memory, and when we wait for the rest no longer
+        self.held_bytes = 0
+        self.held_until_ms = NEVER_MS
+
+
 class Call:
     """One call, from the server's side. Owner: its connection; a handler keeps it as long as `open` is true.
 
@@ -91,11 +118,11 @@ class Call:
     """
 
     __slots__ = (
+        "_body",
         "_connection",
         "_headers_sent",
         "_later",
-        "_reader",
-        "_request",
+        "_method",
         "_route",
         "_stream",
         "deadline_ms",
@@ -111,6 +138,7 @@ class Call:
         self._connection = connection
         self._stream = stream
         self._route = route
+        self._method = route.method
         #: names in lower case, pseudo-headers included; of a repeated header the last
         self.headers: Mapping[bytes, bytes] = stream.headers
         #: by our clock; None: the client waits as long as it takes
@@ -120,14 +148,13 @@ class Call:
         #: told when the client, the deadline or the connection ended the call
         self.on_cancel: Callable[[], None] | None = None
         #: BIDI: told of each message and of the end of them
-        self.on_message: Callable[[bytes], None] | None = None
+        self.on_message: Callable[[bytes], Reply[None]] | None = None
         self.on_half_close: Callable[[], None] | None = None
         #: told when `writable` is true again
         self.on_writable: Callable[[], None] | None = None
         self._headers_sent = False
         self._later: Later[bytes] | None = None
-        self._reader: MessageReader | None = None
-        self._request: bytes | None = None
+        self._body: _Body | None = None
 
     @property
     def path(self) -> str:
@@ -163,10 +190,11 @@ class Call:
         if self.open:
             self._connection.finish(self, status, message)
 
-    def _deliver(self, message: bytes) -> None:
-        """The Later of a unary call has its value."""
+    def _deliver(self, message: bytes | None) -> None:
+        """The Later of a handler has its value."""
         self._later = None
-        self._connection.reply(self, message)
+        if self._method.kind == Kind.UNARY:
+            self._connection.reply(self, cast(bytes, message))
 
     def _fail(self, error: BaseException) -> None:
         self._later = None
@@ -211,15 +239,18 @@ class GrpcConnection(asyncio.Protocol):
         self._closing = False
         self._close_by_ms = NEVER_MS
         self._now_ms = 0
-        #: bytes of incomplete messages, all calls together
-        self._incomplete_bytes = 0
+        #: events that this turn may still handle, and those that it left to the next one
+        self._budget = 0
+        self._unhandled: list[Event] = []
+        #: bytes of requests that are not whole yet, all calls together
+        self._held_bytes = 0
         #: the earliest deadline among the calls of this turn, and the timer for those that are not answered in it
         self._earliest_ms = NEVER_MS
         self._deadline_timer: Timer | None = None
         self._deadline_timer_ms = NEVER_MS
         #: see `sweep`
         self._active_ms = clock.now_ms()
-        self._progress = (0, 0, 0)
+        self._progress = (0, 0, 0, 0)
 
     # -- what asyncio calls
 
@@ -253,7 +284,7 @@ class GrpcConnection(asyncio.Protocol):
         self._write_paused = False
         if self._closing:
             return
-        if self._http2.more:
+        if self._has_more:
             self._plan_turn()
         else:
             self._transport.resume_reading()
@@ -269,17 +300,23 @@ class GrpcConnection(asyncio.Protocol):
         self._now_ms = now_ms = self._clock.now_ms()
         self._earliest_ms = NEVER_MS
         self._flush_planned = True
-        budget = limits.http2_requests_per_turn * EVENTS_PER_REQUEST
+        self._budget = limits.http2_requests_per_turn * EVENTS_PER_REQUEST
         try:
             while True:
                 events = http2.receive_data(data, now_ms)
-                for event in events:
+                if self._unhandled:
+                    events = self._unhandled + events
+                    self._unhandled = []
+                for index, event in enumerate(events, 1):
                     EVENT_HANDLERS[type(event)](self, event)
-                budget -= len(events)
-                if not http2.more or self._closing:
+                    self._budget -= 1
+                    if self._budget <= 0:
+                        self._unhandled = events[index:]
+                        break
+                if not self._has_more or self._closing:
                     break
                 data = b""
-                if budget <= 0 or http2.output_bytes >= limits.connection_write_buffer_bytes:
+                if self._budget <= 0 or http2.output_bytes >= limits.connection_write_buffer_bytes:
                     self._transport.pause_reading()
                     self._plan_turn()
                     break
@@ -301,8 +338,13 @@ class GrpcConnection(asyncio.Protocol):
         if self._closing or self._write_paused:
             return
         self._turn()
-        if not (self._http2.more or self._closing or self._write_paused):
+        if not (self._has_more or self._closing or self._write_paused):
             self._transport.resume_reading()
+
+    @property
+    def _has_more(self) -> bool:
+        """Something came that is not handled yet."""
+        return self._http2.more or bool(self._unhandled)
 
     def _plan_flush(self) -> None:
         self._flush_planned = True
@@ -343,8 +385,11 @@ class GrpcConnection(asyncio.Protocol):
             if deadline_ms < self._earliest_ms:
                 self._earliest_ms = deadline_ms
         call = stream.owner = Call(self, stream, route, deadline_ms)
-        if route.kind == Kind.BIDI:
-            self._guard(call, route.handler, call)
+        if call._method.kind == Kind.BIDI:
+            if self._http2.draining:
+                call.finish(GrpcStatus.UNAVAILABLE, STOPS)
+                return
+            self._guard(call, call._method.handler, call)
         if event.ended:
             self._half_closed(call)
 
@@ -352,77 +397,98 @@ class GrpcConnection(asyncio.Protocol):
         call: Call | None = event.stream.owner
         if call is None:
             return  # answered already, or never taken
-        data = event.data
-        if call._reader is None and call._request is None:
-            message = grpc.whole_message(data)
+        message = grpc.whole_message(event.data) if call._body is None else None
+        if call._method.kind == Kind.BIDI:
             if message is not None:
-                if call._route.kind == Kind.BIDI:
-                    self._on_message(call, message)
-                else:
-                    call._request = message
-                if event.ended:
-                    self._half_closed(call)
-                return
-        self._collect(call, data)
+                self._on_message(call, message)
+            else:
+                self._collect(call, event.data)
+        elif message is not None and event.ended:
+            self._begin(call, message)
+            return
+        else:
+            self._collect(call, event.data)
         if event.ended and call.open:
             self._half_closed(call)
 
     def _collect(self, call: Call, data: bytes) -> None:
-        """A body that is not one message in one frame."""
+        """A piece of a body."""
         try:
-            reader = call._reader
-            if reader is None:
-                gzip = grpc.check_encoding(call.headers.get(b"grpc-encoding", b"identity"))
-                reader = call._reader = MessageReader(self._limits.grpc_message_bytes, gzip)
-            before = reader.buffered_bytes
-            try:
-                messages = reader.feed(data)
-            finally:
-                self._incomplete_bytes += reader.buffered_bytes - before
-            if self._incomplete_bytes > self._limits.grpc_message_bytes:
-                raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, "too many bytes of incomplete messages on a connection")
+            messages = self._read(call, data)
         except GrpcError as error:
-            if error.status == GrpcStatus.RESOURCE_EXHAUSTED:
-                self._traffic.limits.add(("grpc_message_bytes",))
-            self._cancel(call)
-            self._end(call, error.status, error.message)
+            if error.limit:
+                self._traffic.limits.add((error.limit,))
+            self._end_call(call, error.status, error.message)
             return
-        for message in messages:
-            if call._route.kind == Kind.BIDI:
+        if call._method.kind == Kind.BIDI:
+            for message in messages:
                 self._on_message(call, message)
-            elif call._request is None:
-                call._request = message
-            else:
+        elif messages:
+            body = cast(_Body, call._body)
+            if body.request is not None or len(messages) > 1:
                 call.finish(GrpcStatus.UNIMPLEMENTED, f"{call.path} takes one message")
+            else:
+                body.request = messages[0]
+
+    def _read(self, call: Call, data: bytes) -> list[bytes]:
+        """The messages that are whole now. Raises GrpcError."""
+        limits, body = self._limits, call._body
+        if body is None:
+            gzip = grpc.check_encoding(call.headers.get(b"grpc-encoding", b"identity"))
+            body = call._body = _Body(MessageReader(limits.grpc_message_bytes, limits.grpc_inflated_bytes, gzip))
+        messages = body.reader.feed(data)
+        message_bytes = sum(map(len, messages))
+        if body.reader.is_gzip:
+            self._budget -= message_bytes // EVENT_BYTES
+        held_bytes = body.reader.buffered_bytes + len(body.request or b"")
+        if call._method.kind != Kind.BIDI:
+            held_bytes += message_bytes
+        self._hold(body, held_bytes)
+        most_bytes = limits.grpc_message_bytes + grpc.PREFIX_BYTES
+        if self._held_bytes > most_bytes or self._traffic.held_bytes > limits.grpc_held_bytes:
+            reason = "too many bytes of requests that are not whole: try again later"
+            raise GrpcError(GrpcStatus.RESOURCE_EXHAUSTED, reason, "grpc_held_bytes")
+        return messages
+
+    def _hold(self, body: _Body, held_bytes: int) -> None:
+        """Count what a body keeps in memory, and give it time for the rest."""
+        self._held_bytes += held_bytes - body.held_bytes
+        self._traffic.held_bytes += held_bytes - body.held_bytes
+        body.held_bytes = held_bytes
+        body.held_until_ms = self._now_ms + self._limits.idle_connection_ms
 
     def _on_message(self, call: Call, message: bytes) -> None:
         if call.on_message is not None:
             self._guard(call, call.on_message, message)
 
     def _half_closed(self, call: Call) -> None:
-        """The client has said all: a unary call begins."""
-        if call._reader is not None and call._reader.buffered_bytes:
-            self.fail(call, GrpcError(GrpcStatus.INTERNAL, "the request ends inside a message"))
-            return
-        route = call._route
-        if route.kind == Kind.BIDI:
+        """The client has said all."""
+        body, call._body = call._body, None
+        if body is not None:
+            self._hold(body, 0)
+            if body.reader.buffered_bytes:
+                self.fail(call, GrpcError(GrpcStatus.INTERNAL, "the request ends inside a message"))
+                return
+        if call._method.kind == Kind.BIDI:
             if call.on_half_close is not None:
                 self._guard(call, call.on_half_close)
-            return
-        request = call._request
-        if request is None:
+        elif body is None or body.request is None:
             self.fail(call, GrpcError(GrpcStatus.UNIMPLEMENTED, f"{call.path} takes one message, none came"))
-            return
-        call._request = None
+        else:
+            self._begin(call, body.request)
+
+    def _begin(self, call: Call, request: bytes) -> None:
+        """The request of a unary call or of a stream from us is there."""
+        method = call._method
         try:
-            reply = route.handler(call, request)
+            reply = method.handler(call, request)
         except Exception as error:  # noqa: BLE001 - the boundary of a request
             self.fail(call, error)
             return
         if isinstance(reply, Later):
             call._later = reply
             reply.then(call._deliver, call._fail)
-        elif route.kind == Kind.UNARY:
+        elif method.kind == Kind.UNARY:
             self.reply(call, reply)
 
     def _on_reset(self, event: StreamReset) -> None:
@@ -501,15 +567,22 @@ class GrpcConnection(asyncio.Protocol):
         if isinstance(error, GrpcError):
             call.finish(error.status, error.message)
             return
+        refuse = call._method.refuse
+        if refuse is not None and isinstance(error, SaturnError):
+            refuse(call, error)
+            return
         log.error("%s of %s failed: a bug", call.path, self.peer, exc_info=error)
         call.finish(GrpcStatus.INTERNAL, "internal error: the server's log has the details")
 
-    def _guard(self, call: Call, step: Callable[..., None], *arguments: Any) -> None:
+    def _guard(self, call: Call, step: Callable[..., Any], *arguments: Any) -> None:
         """The boundary of everything that a handler left for us to call."""
         try:
-            step(*arguments)
+            reply = step(*arguments)
         except Exception as error:  # noqa: BLE001 - see above
             self.fail(call, error)
+            return
+        if isinstance(reply, Later):
+            reply.then(lambda _: None, call._fail)
 
     def _end(self, call: Call, status: GrpcStatus, message: str) -> None:
         """Say how the call ended, after what was sent."""
@@ -533,9 +606,9 @@ class GrpcConnection(asyncio.Protocol):
         """Let go of everything that points back here: nothing is left to the garbage collector."""
         call._stream.owner = None
         call.on_cancel = call.on_message = call.on_half_close = call.on_writable = None
-        if call._reader is not None:
-            self._incomplete_bytes -= call._reader.buffered_bytes
-            call._reader = None
+        if call._body is not None:
+            self._hold(call._body, 0)
+            call._body = None
 
     def _cancel(self, call: Call) -> None:
         """Nobody waits for the answer any more."""
@@ -549,6 +622,11 @@ class GrpcConnection(asyncio.Protocol):
             self._guard(call, later.cancel)
         if on_cancel is not None:
             self._guard(call, on_cancel)
+
+    def _end_call(self, call: Call, status: GrpcStatus, message: str) -> None:
+        """End a call over its handler's head."""
+        self._cancel(call)
+        self._end(call, status, message)
 
     def _cancel_all(self) -> None:
         for call in self._calls():
@@ -582,8 +660,7 @@ class GrpcConnection(asyncio.Protocol):
             if call.deadline_ms > now_ms:
                 next_ms = min(next_ms, call.deadline_ms)
                 continue
-            self._cancel(call)
-            self._end(call, GrpcStatus.DEADLINE_EXCEEDED, "the deadline of the call has passed")
+            self._end_call(call, GrpcStatus.DEADLINE_EXCEEDED, "the deadline of the call has passed")
         if next_ms < NEVER_MS:
             self._set_deadline_timer(next_ms)
 
@@ -593,6 +670,9 @@ class GrpcConnection(asyncio.Protocol):
         """Look at the connection from time to time: does it say what it is, does it move?"""
         limits = self._limits
         http2 = self._http2
+        for call in self._calls():
+            if call._body is not None and call._body.held_bytes and now_ms >= call._body.held_until_ms:
+                self._end_call(call, GrpcStatus.DEADLINE_EXCEEDED, "the request was never finished")
         stuck = bool(self._write_paused or http2.queued_bytes)
         progress = (*http2.progress, self._transport.get_write_buffer_size())
         if now_ms >= self._close_by_ms and (self._closing or not http2.streams):
@@ -618,13 +698,15 @@ class GrpcConnection(asyncio.Protocol):
             self._close()
             return
         self._http2.drain()
+        for call in self._calls():
+            if call._method.kind == Kind.BIDI:
+                self._end_call(call, GrpcStatus.UNAVAILABLE, STOPS)
         self._flush()
 
     def cut(self) -> None:
         """End what still runs, and close."""
         for call in self._calls():
-            self._cancel(call)
-            self._end(call, GrpcStatus.UNAVAILABLE, "the server stops")
+            self._end_call(call, GrpcStatus.UNAVAILABLE, STOPS)
         self._flush()
         self._close()
 

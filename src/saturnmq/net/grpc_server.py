@@ -214,7 +214,7 @@ class GrpcServer:
 
 def _route(path: bytes, method: Method) -> Route:
     name = path.decode().removeprefix("/")
-    return Route(method.kind, method.handler, name, (name, GrpcStatus.OK.name))
+    return Route(method, name, (name, GrpcStatus.OK.name))
 
 
 def _bind(family: int, address: tuple[object, ...]) -> socket.socket:

@@ -19,6 +19,8 @@ CONTENT_TYPE = b"application/grpc"
 MAX_STATUS_MESSAGE_BYTES = 4096
 #: gzip with its header and check sum
 GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
+#: how many times larger than its gzip a message may be, beyond what any message may hold
+MAX_INFLATION = 10
 
 _TIMEOUT_UNITS_NS = {
     ord("H"): 3_600_000_000_000,
@@ -53,12 +55,16 @@ class GrpcStatus(IntEnum):
 
 
 class GrpcError(Exception):
-    """A call that ends with a status other than OK. The connection survives."""
+    """A call that ends with a status other than OK. The connection survives.
 
-    def __init__(self, status: GrpcStatus, message: str) -> None:
+    `limit` names the field of Limits that was passed.
+    """
+
+    def __init__(self, status: GrpcStatus, message: str, limit: str = "") -> None:
         super().__init__(f"{status.name}: {message}")
         self.status = status
         self.message = message
+        self.limit = limit
 
 
 HEADERS_BLOCK = b"\x88" + hpack.encode([(b"content-type", CONTENT_TYPE)])
@@ -138,64 +144,71 @@ class MessageReader:
     INTERNAL for one that cannot be decoded.
     """
 
-    __slots__ = ("_gzip", "_limit_bytes", "_needed_bytes", "_pieces", "buffered_bytes")
+    __slots__ = ("_buffer", "_inflated_bytes", "_limit_bytes", "_needed_bytes", "is_gzip")
 
-    def __init__(self, limit_bytes: int, gzip: bool) -> None:
+    def __init__(self, limit_bytes: int, inflated_bytes: int, is_gzip: bool) -> None:
+        """A message may have `limit_bytes`; one that grows by more than MAX_INFLATION, `inflated_bytes`."""
         self._limit_bytes = limit_bytes
-        self._gzip = gzip
-        self._pieces: list[bytes] = []
-        self.buffered_bytes = 0
+        self._inflated_bytes = inflated_bytes
+        self.is_gzip = is_gzip
+        self._buffer = bytearray()
         #: nothing to look at before so many bytes are there
         self._needed_bytes = PREFIX_BYTES
 
+    @property
+    def buffered_bytes(self) -> int:
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that are complete now."""
-        self._pieces.append(data)
-        self.buffered_bytes += len(data)
-        if self.buffered_bytes < self._needed_bytes:
-            return []
-        buffer = b"".join(self._pieces)
-        messages = []
+        buffer = self._buffer
+        buffer += data
+        messages: list[bytes] = []
+        if len(buffer) < self._needed_bytes:
+            return messages
         position = 0
-        while True:
-            self._needed_bytes = PREFIX_BYTES
-            if len(buffer) - position < PREFIX_BYTES:
-                break
-            compressed, length = PREFIX.unpack_from(buffer, position)
-            self._check_prefix(compressed, length)
-            start = position + PREFIX_BYTES
-            self._needed_bytes = PREFIX_BYTES + length
-            if len(buffer) - start < length:
-                break
-            position = start + length
-            message = buffer[start:position]
-            messages.append(self._inflate(message) if compressed else message)
-        rest = buffer[position:]
-        self._pieces = [rest]
-        self.buffered_bytes = len(rest)
+        with memoryview(buffer) as view:
+            while True:
+                self._needed_bytes = PREFIX_BYTES
+                if len(view) - position < PREFIX_BYTES:
+                    break
+                compressed, length = PREFIX.unpack_from(view, position)
+                self._check_prefix(compressed, length)
+                start = position + PREFIX_BYTES
+                self._needed_bytes = PREFIX_BYTES + length
+                if len(view) - start < length:
+                    break
+                position = start + length
+                message = bytes(view[start:position])
+                messages.append(self._inflate(message) if compressed else message)
+        del buffer[:position]
         return messages
 
     def _check_prefix(self, compressed: int, length: int) -> None:
         if compressed > 1:
             raise GrpcError(GrpcStatus.INTERNAL, f"the compressed flag of a message is {compressed}")
-        if compressed and not self._gzip:
+        if compressed and not self.is_gzip:
             raise GrpcError(GrpcStatus.INTERNAL, "a compressed message without grpc-encoding")
         if length > self._limit_bytes:
-            raise self._too_large(f"{length} bytes")
+            raise GrpcError(
+                GrpcStatus.RESOURCE_EXHAUSTED,
+                f"a message of {length} bytes; this server takes up to {self._limit_bytes} bytes",
+                "grpc_message_bytes",
+            )
 
     def _inflate(self, data: bytes) -> bytes:
+        limit = min(max(self._inflated_bytes, len(data) * MAX_INFLATION), self._limit_bytes)
         inflater = zlib.decompressobj(GZIP_WINDOW_BITS)
         try:
-            message = inflater.decompress(data, self._limit_bytes + 1)
+            message = inflater.decompress(data, limit + 1)
         except zlib.error as error:
             raise GrpcError(GrpcStatus.INTERNAL, f"the message is not gzip: {error}") from None
-        if len(message) > self._limit_bytes:
-            raise self._too_large("more bytes when decompressed")
+        if len(message) > limit:
+            raise GrpcError(
+                GrpcStatus.RESOURCE_EXHAUSTED,
+                f"a gzip of {len(data)} bytes holds more than the {limit} bytes that it may",
+                "grpc_inflated_bytes",
+            )
         if not inflater.eof or inflater.unused_data:
             raise GrpcError(GrpcStatus.INTERNAL, "the gzip of a message is incomplete or followed by something else")
         return message
-
-    def _too_large(self, size: str) -> GrpcError:
-        return GrpcError(
-            GrpcStatus.RESOURCE_EXHAUSTED, f"a message of {size}; this server takes up to {self._limit_bytes} bytes"
-        )

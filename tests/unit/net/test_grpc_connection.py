@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import logging
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saturnmq.kernel.config import Limits
+from saturnmq.kernel.errors import NotFound, SaturnError
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.net.grpc_connection import Call, GrpcConnection, Kind, Route, Traffic
+from saturnmq.net.grpc_connection import Call, GrpcConnection, Kind, Method, Route, Traffic
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.wire.grpc import GrpcError, GrpcStatus
 from saturnmq.wire.http2 import frames
@@ -62,10 +64,15 @@ class FakeTransport:
 class Peer:
     """A client that writes frames, and the server's connection."""
 
-    def __init__(self, limits: Limits | None = None, peer_settings: dict[Setting, int] | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        peer_settings: dict[Setting, int] | None = None,
+        traffic: Traffic | None = None,
+    ) -> None:
         self.clock = VirtualClock()
         self.metrics = Metrics()
-        self.traffic = Traffic(self.metrics)
+        self.traffic = traffic or Traffic(self.metrics)
         self.routes: dict[bytes, Route] = {}
         self.gone: list[GrpcConnection] = []
         self.transport = FakeTransport()
@@ -78,8 +85,10 @@ class Peer:
         self.say(frames.PREFACE + frames.settings(peer_settings or {}))
         self.transport.writes.clear()
 
-    def serve(self, kind: Kind, handler: Callable[..., Any]) -> None:
-        self.routes[b"/s/m"] = Route(kind, handler, "s/m", ("s/m", "OK"))
+    def serve(
+        self, kind: Kind, handler: Callable[..., Any], refuse: Callable[[Call, SaturnError], None] | None = None
+    ) -> None:
+        self.routes[b"/s/m"] = Route(Method(kind, handler, refuse), "s/m", ("s/m", "OK"))
 
     def say(self, *pieces: bytes) -> None:
         self.connection.data_received(b"".join(pieces))
@@ -309,7 +318,118 @@ def test_incomplete_messages_of_all_calls_are_bounded() -> None:
     assert 7 not in peer.heard()
     peer.say(frames.rst_stream(3, 8), opening(9), data(9, body(bytes(10_001))))
     peer.say(frames.rst_stream(7, 8))
-    assert peer.connection._incomplete_bytes == 0
+    assert peer.connection._held_bytes == peer.traffic.held_bytes == 0
+    assert peer.counted("limits") == {("grpc_held_bytes",): 1, ("grpc_message_bytes",): 1}
+
+
+def test_a_message_counts_until_its_request_ends() -> None:
+    peer = Peer(Limits(grpc_message_bytes=10_000))
+    peer.serve(Kind.UNARY, lambda call, question: b"")
+    for stream_id in (1, 3):
+        peer.say(opening(stream_id), data(stream_id, body(bytes(4900))))
+    peer.say(opening(5), data(5, body(bytes(4900))))
+    assert peer.status(5)[0] == GrpcStatus.RESOURCE_EXHAUSTED
+    peer.say(data(1, b"", True), data(3, b"", True))
+    assert [peer.heard()[stream_id][-1] for stream_id in (1,)] == [OK]
+    assert peer.traffic.held_bytes == 0
+
+
+def test_incomplete_messages_of_all_connections_are_bounded() -> None:
+    limits = Limits(grpc_message_bytes=10_000, grpc_held_bytes=25_000)
+    peers = [Peer(limits)]
+    peers += [Peer(limits, traffic=peers[0].traffic) for _ in range(2)]
+    for peer in peers:
+        peer.serve(Kind.UNARY, lambda call, question: b"")
+        peer.say(opening(1), data(1, body(bytes(9000))[:8500]))
+    assert [1 in peer.heard() for peer in peers] == [False, False, True]
+    peers[0].connection.connection_lost(None)
+    peers[2].say(opening(3), data(3, body(bytes(9000))[:8500]))
+    assert 3 not in peers[2].heard()
+
+
+def test_requests_that_are_never_finished_end() -> None:
+    """A stream that waits for us keeps a connection; it does not keep another one's half request."""
+    peer = Peer(Limits(idle_connection_ms=20_000))
+    peer.serve(Kind.UNARY, lambda call, question: b"")
+    peer.routes[b"/s/talk"] = Route(Method(Kind.BIDI, lambda call: None), "talk", ("talk", "OK"))
+    peer.say(opening(1, **{":path": "/s/talk"}), opening(3), data(3, body(b"abc")[:6]))
+    pass_time(peer, 19_000)
+    peer.say(data(3, body(b"abc")[6:7]))
+    pass_time(peer, 19_000)
+    assert peer.heard() == {}
+    pass_time(peer, 2000)
+    assert peer.status(3) == (GrpcStatus.DEADLINE_EXCEEDED, "the request was never finished")
+    assert peer.traffic.held_bytes == 0
+    assert not peer.transport.closed
+
+
+def test_what_is_inflated_counts_in_the_turn() -> None:
+    peer = Peer(Limits(grpc_inflated_bytes=4_000_000))
+    asked: list[int] = []
+
+    def answer(call: Call, question: bytes) -> bytes:
+        asked.append(len(question))
+        return b""
+
+    peer.serve(Kind.UNARY, answer)
+    bomb = gzip.compress(bytes(4_000_000))
+    bomb = b"\1" + len(bomb).to_bytes(4, "big") + bomb
+    peer.say(*(opening(i, grpc_encoding="gzip") + data(i, bomb, True) for i in range(1, 17, 2)))
+    assert asked == [4_000_000] * 3
+    assert not peer.transport.reading
+    peer.clock.run_soon()
+    assert asked == [4_000_000] * 8
+    assert peer.transport.reading
+
+
+# -- errors of the service
+
+
+def test_a_saturn_error_is_told_in_the_words_of_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    peer = Peer()
+
+    def refuse(call: Call, error: SaturnError) -> None:
+        call.send(str(error).encode())
+        call.finish()
+
+    def begin(call: Call) -> None:
+        call.on_message = handle_message
+
+    def handle_message(message: bytes) -> Later[None]:
+        later: Later[None] = Later()
+        later.fail(NotFound("in the stream"))
+        return later
+
+    def raising(call: Call, question: bytes) -> bytes:
+        raise NotFound("at once")
+
+    later: Later[bytes] = Later()
+    peer.serve(Kind.UNARY, raising, refuse)
+    peer.ask(1)
+    peer.serve(Kind.SERVER_STREAM, lambda call, question: later, refuse)
+    peer.ask(3)
+    later.fail(NotFound("later"))
+    peer.serve(Kind.BIDI, begin, refuse)
+    peer.say(opening(5), data(5, body(b"m")))
+    peer.clock.run_soon()
+    heard = peer.heard()
+    assert [heard[stream_id][:3] for stream_id in (1, 3, 5)] == [
+        [ANSWER, body(text), OK] for text in (b"at once", b"later", b"in the stream")
+    ]
+    assert caplog.records == []
+    peer.serve(Kind.UNARY, raising)
+    peer.ask(7)
+    assert peer.status(7)[0] == GrpcStatus.INTERNAL
+    assert len(caplog.records) == 1
+
+
+def test_a_stream_that_waits_is_cancelled() -> None:
+    peer = Peer()
+    cancelled: list[str] = []
+    peer.serve(Kind.SERVER_STREAM, lambda call, question: Later(lambda: cancelled.append("later")))
+    peer.ask(1)
+    peer.say(frames.rst_stream(1, 8))
+    assert cancelled == ["later"]
 
 
 # -- streams
@@ -590,6 +710,24 @@ def test_drain_finishes_what_runs() -> None:
     assert peer.transport.closed
 
 
+def test_drain_ends_calls_that_stand() -> None:
+    peer = Peer()
+    cancelled: list[int] = []
+
+    def stand(call: Call) -> None:
+        call.on_cancel = lambda: cancelled.append(1)
+
+    peer.serve(Kind.BIDI, stand)
+    peer.say(opening(1))
+    peer.connection.drain(peer.clock.now_ms() + 1000)
+    assert cancelled == [1]
+    assert peer.status(1) == (GrpcStatus.UNAVAILABLE, "the server stops")
+    peer.say(opening(3))  # crosses the GOAWAY
+    assert peer.status(3) == (GrpcStatus.UNAVAILABLE, "the server stops")
+    drained(peer)
+    assert peer.transport.closed
+
+
 def test_cut_ends_what_still_runs() -> None:
     peer = Peer()
     cancelled = cancellable(peer)
@@ -717,8 +855,8 @@ class Script:
         self.calls: list[Call] = []
         self.paused = False
         peer.serve(Kind.UNARY, self.unary)
-        peer.routes[b"/s/stream"] = Route(Kind.SERVER_STREAM, self.stream, "stream", ("stream", "OK"))
-        peer.routes[b"/s/talk"] = Route(Kind.BIDI, self.talk, "talk", ("talk", "OK"))
+        peer.routes[b"/s/stream"] = Route(Method(Kind.SERVER_STREAM, self.stream), "stream", ("stream", "OK"))
+        peer.routes[b"/s/talk"] = Route(Method(Kind.BIDI, self.talk), "talk", ("talk", "OK"))
 
     def unary(self, call: Call, question: bytes) -> Later[bytes]:
         call.on_cancel = call.finish
@@ -772,7 +910,7 @@ def test_whatever_a_peer_does_every_call_ends_and_nothing_is_left(script: list[b
     peer.connection.connection_lost(None)
     connection = peer.connection
     assert not any(call.open for call in actor.calls)
-    assert connection._incomplete_bytes == 0
+    assert connection._held_bytes == peer.traffic.held_bytes == 0
     assert connection._calls() == []
     peer.clock.advance(1000)
     assert peer.transport.writes == []

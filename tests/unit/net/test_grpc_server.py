@@ -37,7 +37,7 @@ class Service:
     def __init__(self, clock: LoopClock) -> None:
         self.clock = clock
         self.cancelled = threading.Event()
-        self.running = 0
+        self.waiting: list[Later[bytes]] = []
 
     def methods(self) -> dict[bytes, Method]:
         return {
@@ -55,8 +55,8 @@ class Service:
         return later
 
     def never(self, call: Call, request: bytes) -> Later[bytes]:
-        self.running += 1
-        return Later(self.cancelled.set)
+        self.waiting.append(Later(self.cancelled.set))
+        return self.waiting[-1]
 
     def fail(self, call: Call, request: bytes) -> bytes:
         raise GrpcError(GrpcStatus.FAILED_PRECONDITION, f"größer als 100% von {call.authority}")
@@ -247,7 +247,7 @@ def test_a_deadline(server: Server) -> None:
 def test_a_client_that_cancels(server: Server) -> None:
     with client(server) as channel:
         call = channel.unary_unary("/t.T/Never").future(b"")
-        server.wait_until(lambda: server.service.running == 1)
+        server.wait_until(lambda: len(server.service.waiting) == 1)
         call.cancel()
         assert server.service.cancelled.wait(WAIT_S)
         server.service.cancelled.clear()
@@ -411,32 +411,36 @@ def test_a_reader_that_does_not_read(make_server: Callable[..., Server]) -> None
 
 
 def test_drain_and_close(server: Server) -> None:
+    """What runs is finished; a stream that would stand for ever, or begins only now, is ended."""
     with client(server) as channel:
+        running = channel.unary_unary("/t.T/Never").future(b"", timeout=WAIT_S)
         talk = channel.stream_stream("/t.T/Talk")
-        sent = threading.Event()
-
-        def messages() -> Iterator[bytes]:
-            yield b"first"
-            assert sent.wait(WAIT_S)
-            yield b"last"
-
-        answers = talk(messages(), timeout=WAIT_S)
+        answers = talk(iter_until(server.service.cancelled, b"first"), timeout=WAIT_S)
         assert next(answers) == b"first"
+        server.wait_until(lambda: len(server.service.waiting) == 1)
         closing = asyncio.run_coroutine_threadsafe(server.server.close(10_000), server.loop)
         server.closed = True
-        server.wait_until(lambda: server.server._closing)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(answers)
+        assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.UNAVAILABLE, "the server stops")
         with pytest.raises(OSError, match="refused"):
             server.connect()
-        sent.set()
-        assert list(answers) == [b"last"]
+        assert not running.done()
+        server.loop.call_soon_threadsafe(server.service.waiting[0].resolve, b"last")
+        assert running.result() == b"last"
         closing.result(WAIT_S)
     assert server.counted("saturnmq_grpc_connections") == 0
+
+
+def iter_until(end: threading.Event, *messages: bytes) -> Iterator[bytes]:
+    yield from messages
+    assert end.wait(WAIT_S)
 
 
 def test_close_ends_what_does_not_end_by_itself(server: Server) -> None:
     with client(server) as channel:
         call = channel.unary_unary("/t.T/Never").future(b"", timeout=WAIT_S)
-        server.wait_until(lambda: server.service.running == 1)
+        server.wait_until(lambda: len(server.service.waiting) == 1)
         with server.connect() as silent:
             server.wait_until(lambda: bool(server.server._silent))
             server.close(drain_ms=50)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import random
+import tracemalloc
 from itertools import pairwise
 from urllib.parse import unquote_to_bytes
 
@@ -25,14 +27,14 @@ def fields(block: bytes) -> dict[str, str]:
 
 def status_of(body: bytes, limit_bytes: int = 1000, gzipped: bool = False) -> GrpcStatus:
     with pytest.raises(GrpcError) as raised:
-        MessageReader(limit_bytes, gzipped).feed(body)
+        MessageReader(limit_bytes, limit_bytes, gzipped).feed(body)
     return raised.value.status
 
 
 @given(st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=6), st.lists(st.integers(0, 2000)))
 def test_any_split_of_a_body_gives_the_same_messages(messages: list[tuple[bytes, bool]], cuts: list[int]) -> None:
     body = b"".join(framed(gzip.compress(message), 1) if zipped else framed(message) for message, zipped in messages)
-    reader = MessageReader(1000, gzip=True)
+    reader = MessageReader(1000, 1000, is_gzip=True)
     got = []
     for start, end in pairwise(sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})):
         got += reader.feed(body[start:end])
@@ -42,7 +44,7 @@ def test_any_split_of_a_body_gives_the_same_messages(messages: list[tuple[bytes,
 
 @given(st.binary(max_size=100), st.booleans())
 def test_any_body_raises_only_grpc_errors(body: bytes, gzipped: bool) -> None:
-    reader = MessageReader(50, gzipped)
+    reader = MessageReader(50, 50, gzipped)
     try:
         messages = reader.feed(body)
     except GrpcError:
@@ -66,11 +68,34 @@ def test_bodies_that_are_wrong() -> None:
 
 
 def test_messages_over_the_limit() -> None:
-    assert MessageReader(1000, gzip=True).feed(framed(bytes(1000))) == [bytes(1000)]
-    assert MessageReader(1000, gzip=True).feed(framed(gzip.compress(bytes(1000)), 1)) == [bytes(1000)]
+    assert MessageReader(1000, 1000, is_gzip=True).feed(framed(bytes(1000))) == [bytes(1000)]
+    assert MessageReader(1000, 1000, is_gzip=True).feed(framed(gzip.compress(bytes(1000)), 1)) == [bytes(1000)]
     assert status_of(b"\0\x7f\xff\xff\xff") == GrpcStatus.RESOURCE_EXHAUSTED  # nothing of it has come yet
     assert status_of(framed(bytes(1001))) == GrpcStatus.RESOURCE_EXHAUSTED
     assert status_of(framed(gzip.compress(bytes(10_000_000)), 1), 20_000, True) == GrpcStatus.RESOURCE_EXHAUSTED
+
+
+def test_what_a_small_gzip_may_hold() -> None:
+    """A body of zeros shrinks to a thousandth, so every message that may be sent may be sent so; no bomb may."""
+    reader = MessageReader(1_000_000, 5000, is_gzip=True)
+    assert reader.feed(framed(gzip.compress(bytes(5000)), 1)) == [bytes(5000)]
+    dense = random.Random(1).randbytes(20_000) * 9
+    assert len(gzip.compress(dense)) < len(dense) / 8
+    assert reader.feed(framed(gzip.compress(dense), 1)) == [dense]
+    with pytest.raises(GrpcError, match="a gzip of 40 bytes holds more than the 5000 bytes that it may") as raised:
+        reader.feed(framed(gzip.compress(bytes(5001)), 1))
+    assert raised.value.limit == "grpc_inflated_bytes"
+
+
+def test_crumbs_cost_no_more_than_their_bytes() -> None:
+    reader = MessageReader(1_000_000, 0, is_gzip=False)
+    tracemalloc.start()
+    body = framed(bytes(400_000))
+    for start in range(0, len(body), 2):
+        reader.feed(body[start : start + 2])
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 2_000_000
 
 
 @pytest.mark.parametrize(

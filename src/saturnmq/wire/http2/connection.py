@@ -629,9 +629,9 @@ class ServerConnection:
         return self._drained_id is not None
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Changes with every request and every answer."""
-        return self._last_stream_id, self._sent_bytes
+    def progress(self) -> tuple[int, int, int]:
+        """Changes with every request and every answer, and with almost every piece of one."""
+        return self._last_stream_id, self._receive_window, self._sent_bytes
 
     def data_to_send(self) -> bytes:
         """Everything that is to be written, and forget it."""
