@@ -330,8 +330,16 @@ class ReviveLog:
         elif owner.pending:
             [place] = self.append([self._records.check_point(owner, owner.remaining(), now_ms, again=True)])
             self._leases.moved(owner, place.queue_offset)
-        else:
+        elif owner.offsets[0] in owner.queue.leases:  # after a reset: its record must not come after the other one
             self._leases.forget(owner)
+        else:
+            [offset] = owner.offsets
+            if owner.acknowledged:
+                end = self._records.acknowledgement(owner, offset, now_ms)
+            else:
+                end = self._records.revived(owner, [offset], now_ms)
+            place, _ = self.append([self._records.check_point(owner, [offset], now_ms, again=True), end])
+            self._leases.moved(owner, place.queue_offset)
 
     # ----------------------------------------------------------------------------------------------- restart
 

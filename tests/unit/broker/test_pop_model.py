@@ -93,7 +93,8 @@ class PopLife(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.stage = PopStage(queues={"orders": QUEUES}, flush=self.flush)
+        # few revive queues, so that records of different consumers mix
+        self.stage = PopStage(queues={"orders": QUEUES}, flush=self.flush, settings={"revive_queue_num": 2})
         self.groups = [Group("g", fifo=False), Group("f", fifo=True)]
         #: by queue, in order
         self.sent: list[list[str]] = [[] for _ in range(QUEUES)]
@@ -342,11 +343,30 @@ class AsyncPopLife(PopLife):
         self.settle()
 
 
-PopLife.TestCase.settings = AsyncPopLife.TestCase.settings = settings(
+class CompactingPopLife(PopLife):
+    """Records that a restart needs are written again all the time."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(revivelog, "_MAX_BEHIND", 0)
+        self.patch.setattr(revivelog, "_ADVANCE_MS", 1)
+        super().begin()
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "patch"):
+                self.patch.undo()
+
+
+PopLife.TestCase.settings = AsyncPopLife.TestCase.settings = CompactingPopLife.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
 TestPopLife = PopLife.TestCase
 TestAsyncPopLife = AsyncPopLife.TestCase
+TestCompactingPopLife = CompactingPopLife.TestCase
 
 
 # ------------------------------------------------------------------------------------- the model finds faults
