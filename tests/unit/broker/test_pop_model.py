@@ -396,8 +396,8 @@ def forget_renewals(patch: pytest.MonkeyPatch) -> None:
 def end_leases_early(patch: pytest.MonkeyPatch) -> None:
     due = Leases.take_due
     next_ms = Leases.next_expiry_ms
-    patch.setattr(Leases, "take_due", lambda self, now_ms: due(self, now_ms + 600))
-    patch.setattr(Leases, "next_expiry_ms", lambda self: (next_ms(self) or 1 << 50) - 600)
+    patch.setattr(Leases, "take_due", lambda self, now_ms: due(self, now_ms + 9_000))
+    patch.setattr(Leases, "next_expiry_ms", lambda self: (next_ms(self) or 1 << 50) - 9_000)
 
 
 def end_leases_never(patch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,7 @@ def test_a_fault_is_found(
         run_state_machine_as_test(
             life,
             settings=settings(
-                max_examples=500,
+                max_examples=3000,
                 stateful_step_count=40,
                 deadline=None,
                 derandomize=True,
@@ -476,4 +476,4 @@ def test_a_fault_is_found(
         )
     except Exception as error:  # noqa: BLE001 - any way to notice will do
         found.append(error)
-    assert found, "500 lives passed with the fault"
+    assert found, "3000 lives passed with the fault"
