@@ -62,6 +62,11 @@ class ServerProcess:
     def pid(self) -> int:
         return int(self.ready["pid"])
 
+    @property
+    def running(self) -> bool:
+        """It was started, and neither stopped nor killed from here."""
+        return self._process is not None
+
     def log(self) -> str:
         """What the server printed so far, over all its starts."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
@@ -120,7 +125,7 @@ class ServerProcess:
     ) -> None:
         """Raises ServerError when the server did not end with status 0, unless there is an error already."""
         try:
-            status = self.stop() if self._process is not None else 0
+            status = self.stop() if self.running else 0
             if error is None and status:
                 raise self._error(f"ended with status {status}")
             if error is not None and os.environ.get("CI"):
