@@ -25,6 +25,12 @@ class OpenFiles:
         files[path] = file  # the newest stands last
         return file
 
+    def drop(self, path: str) -> None:
+        """Close the file if it is open: a deleted one takes room as long as somebody has it."""
+        file = self._files.pop(path, None)
+        if file is not None:
+            file.close()
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()

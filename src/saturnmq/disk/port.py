@@ -6,7 +6,7 @@ of a file before `fdatasync`, a new name before `sync_directory` of its director
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -51,6 +51,22 @@ class Lock(Protocol):
     def close(self) -> None: ...
 
 
+class Space(NamedTuple):
+    """How full the file system is that a directory stands on; bytes."""
+
+    #: the directory, as the operating system knows it
+    path: str
+    used: int
+    #: for us: what is kept for others is neither free nor used
+    free: int
+
+    @property
+    def used_percent(self) -> int:
+        """Rounded up, as `df` shows it."""
+        total = self.used + self.free
+        return -(-100 * self.used // total) if total else 0
+
+
 class Disk(Protocol):
     """A directory tree that one store owns."""
 
@@ -88,4 +104,10 @@ class Disk(Protocol):
         """Take the lock file, against other processes too. Raises BlockingIOError when somebody else has it."""
         ...
 
-    def free_bytes(self) -> int: ...
+    def modified_ms(self, path: str) -> int:
+        """When the file was last written to."""
+        ...
+
+    def space(self, path: str) -> Space:
+        """Of the file system of a directory."""
+        ...

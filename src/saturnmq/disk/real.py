@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from saturnmq.disk.port import Buffer
+from saturnmq.disk.port import Buffer, Space
 
 if sys.platform == "darwin":
 
@@ -187,6 +187,10 @@ class RealDisk:
     def lock(self, path: str) -> RealLock:
         return RealLock(self._at(path))
 
-    def free_bytes(self) -> int:
-        stat = os.statvfs(self.root)
-        return stat.f_bavail * stat.f_frsize
+    def modified_ms(self, path: str) -> int:
+        return os.stat(self._at(path)).st_mtime_ns // 1_000_000
+
+    def space(self, path: str) -> Space:
+        full = os.path.abspath(self._at(path))
+        stat = os.statvfs(full)
+        return Space(full, (stat.f_blocks - stat.f_bfree) * stat.f_frsize, stat.f_bavail * stat.f_frsize)

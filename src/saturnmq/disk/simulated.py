@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
-from saturnmq.disk.port import Buffer
+from saturnmq.disk.port import Buffer, Space
 
 
 class Operation(StrEnum):
@@ -139,6 +139,11 @@ class SimulatedDisk:
         #: the errno with which an operation fails on every path that begins with the text
         self.faults: dict[tuple[Operation, str], int] = {}
         self.open_files = 0
+        #: the time that writes leave in `modified`, by inode; without a clock nothing ever gets old
+        self.now_ms: Callable[[], int] = lambda: 1 << 62
+        self.modified: dict[int, int] = {}
+        #: by directory: bytes used and free
+        self.spaces: dict[str, tuple[int, int]] = {}
         #: what this disk held when it was made, durable
         self._base: tuple[dict[int, bytes], dict[str, int], set[str]] = ({}, {}, {""})
 
@@ -160,6 +165,8 @@ class SimulatedDisk:
         size: int = 0,
         to: str = "",
     ) -> None:
+        if data or size:
+            self.modified[inode] = self.now_ms()
         self.events.append(
             Event(operation=operation, path=path, inode=inode, offset=offset, data=data, size=size, to=to)
         )
@@ -178,6 +185,7 @@ class SimulatedDisk:
             return everything_survives(event) if durable else survives(event)
 
         after = SimulatedDisk()
+        after.now_ms, after.modified = self.now_ms, dict(self.modified)
         contents, names, directories = self._base
         after.inodes = {inode: bytearray(content) for inode, content in contents.items()}
         after.names, after.directories = dict(names), set(directories)
@@ -282,8 +290,12 @@ class SimulatedDisk:
     def lock(self, path: str) -> SimulatedLock:
         return SimulatedLock(self, path)
 
-    def free_bytes(self) -> int:
-        return 1 << 40
+    def modified_ms(self, path: str) -> int:
+        self.open(path).close()  # raises when it is not there
+        return self.modified.get(self.names[path], self.now_ms())
+
+    def space(self, path: str) -> Space:
+        return Space(path, *self.spaces.get(path, (0, 1 << 40)))
 
 
 def _write(content: bytearray, data: bytes, offset: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from saturnmq.disk.openfiles import OpenFiles
-from saturnmq.disk.port import Disk
+from saturnmq.disk.port import Disk, Space
 from saturnmq.disk.real import RealDisk
 from saturnmq.disk.simulated import Event, Operation, SimulatedDisk, everything_survives, nothing_survives
 
@@ -61,7 +61,28 @@ def test_directories(disk: Disk) -> None:
         disk.unlink("x/y/b")
     with pytest.raises(FileNotFoundError):
         disk.create("no/such")
-    assert disk.free_bytes() > 0
+
+
+def test_when_a_file_was_written_to(disk: Disk) -> None:
+    file = disk.create("a")
+    if isinstance(disk, SimulatedDisk):
+        disk.now_ms = lambda: 1_700_000_000_000
+    file.pwrite(b"x", 0)
+    file.close()
+    assert 1_600_000_000_000 < disk.modified_ms("a") < 2_000_000_000_000
+    with pytest.raises(FileNotFoundError):
+        disk.modified_ms("b")
+
+
+def test_space(disk: Disk) -> None:
+    disk.mkdir("a")
+    path, used, free = space = disk.space("a")
+    assert path.endswith("a")
+    assert free > 0
+    assert used >= 0
+    assert 0 <= space.used_percent <= 100
+    assert Space("", 1, 999).used_percent == 1
+    assert Space("", 0, 0).used_percent == 0
 
 
 def test_replace_file(disk: Disk) -> None:
@@ -94,6 +115,9 @@ def test_open_files_are_bounded(disk: Disk) -> None:
     assert files.get("f0") is kept
     with pytest.raises(FileNotFoundError):
         files.get("nothing")
+    files.drop("f1")
+    files.drop("f1")
+    assert len(files) == 2
     files.close()
     assert len(files) == 0
 
