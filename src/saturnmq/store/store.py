@@ -22,9 +22,10 @@ from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.message import Appended, Message
 from saturnmq.kernel.ports import Boundary
+from saturnmq.store import foreign
 from saturnmq.store.checkpoint import Abort, Checkpoint
 from saturnmq.store.commitlog import BLANK_BYTES, CommitLog
-from saturnmq.store.consumequeue import DIRECTORY, ENTRY_BYTES, ConsumeQueue, ConsumeQueues
+from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
 from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
 from saturnmq.store.flush import GroupCommit
 from saturnmq.store.reading import (
@@ -130,11 +131,7 @@ class Store:
     def _refuse_foreign(self) -> None:
         if "," in self._config.store_path_commit_log:
             raise StoreRefused("storePathCommitLog names several directories; SaturnMQ keeps the commit log in one")
-        if self.disk.exists(f"{DIRECTORY}/CURRENT"):
-            raise StoreRefused(
-                f"{DIRECTORY} is a RocksDB store (storeType=defaultRocksDB), which SaturnMQ does not read; "
-                "move it away and the queues are made anew from the commit log"
-            )
+        foreign.refuse(self.disk)
 
     def _recover(self) -> None:
         self._checkpoint = checkpoint = Checkpoint(self.disk)
