@@ -40,6 +40,7 @@ bench: install ## figures beside Apache, in turn on this machine
 
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
+	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	$(BIN)/ruff format --quiet .
 
 .PHONY: help install demo check test oracle bench rewrite

@@ -21,7 +21,8 @@ APACHE_SCRIPT = ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"
 
 
 SERVER = os.environ.get("SATURNMQ_CONFORMANCE_SERVER", "saturn")
-#: for tests of what only SaturnMQ has
+#: for tests of SaturnMQ alone, and of SaturnMQ together with Apache
+only_apache = pytest.mark.skipif(SERVER != "apache", reason="needs Apache's processes: make oracle")
 only_saturn = pytest.mark.skipif(SERVER != "saturn", reason="a test of SaturnMQ's own")
 
 
