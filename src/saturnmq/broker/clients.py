@@ -75,6 +75,10 @@ class ClientTable:
         """None: no member is connected."""
         return self._consumers.get(group)
 
+    def producers(self, group: str) -> list[ClientChannel]:
+        """Who is connected as a producer of the group."""
+        return list(self._producers.get(group, ()))
+
     def producer(self, client_id: str) -> ClientChannel | None:
         """The way back to a connected producer."""
         return self._producers_by_id.get(client_id)

@@ -112,6 +112,12 @@ class UnregisterHeader(msgspec.Struct, rename="camel", kw_only=True):
     consumer_group: str | None = None
 
 
+class ProducerGroupHeader(msgspec.Struct, rename="camel"):
+    """GET_PRODUCER_CONNECTION_LIST"""
+
+    producer_group: str
+
+
 class ConsumerGroupHeader(msgspec.Struct, rename="camel"):
     """GET_CONSUMER_LIST_BY_GROUP"""
 

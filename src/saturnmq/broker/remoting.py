@@ -100,6 +100,7 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.HEART_BEAT: clients.heartbeat,
         RequestCode.UNREGISTER_CLIENT: clients.unregister,
         RequestCode.GET_CONSUMER_LIST_BY_GROUP: clients.consumer_ids,
+        RequestCode.GET_PRODUCER_CONNECTION_LIST: clients.producers,
         RequestCode.CHECK_CLIENT_CONFIG: clients.check_client,
         RequestCode.LOCK_BATCH_MQ: clients.lock,
         RequestCode.UNLOCK_BATCH_MQ: clients.unlock,

@@ -7,7 +7,7 @@ import logging
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import CheckClientBody, ConsumerGroupHeader, UnregisterHeader
+from saturnmq.broker.headers import CheckClientBody, ConsumerGroupHeader, ProducerGroupHeader, UnregisterHeader
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import IllegalFilter, NotSupported, ServiceUnavailable
 from saturnmq.kernel.later import Later
@@ -15,11 +15,13 @@ from saturnmq.kernel.ports import ConsumerMembership, SendRequest
 from saturnmq.kernel.subscription import Subscription, subscribe
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
+    Connection,
     ConsumerData,
     ConsumerIds,
     HeartbeatData,
     LockBatchRequest,
     LockBatchResponse,
+    ProducerConnection,
     SubscriptionData,
     decode,
     encode,
@@ -105,6 +107,16 @@ class ClientHandlers:
         if group is None:
             return Response(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {header.consumer_group}")
         return Response(body=encode(ConsumerIds(group.client_ids())))
+
+    def producers(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, ProducerGroupHeader, strict=False)
+        channels = self._clients.producers(header.producer_group)
+        if not channels:
+            return Response(ResponseCode.SYSTEM_ERROR, f"no producer of the group {header.producer_group} is connected")
+        connections = [
+            Connection(channel.client_id, str(channel.peer), channel.language, channel.version) for channel in channels
+        ]
+        return Response(body=encode(ProducerConnection(connections)))
 
     def check_client(self, command: Command, connection: RemotingConnection) -> Response:
         """Would this filter be understood? Raises what is wrong with it."""

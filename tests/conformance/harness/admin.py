@@ -19,7 +19,6 @@ GET_ROUTEINFO_BY_TOPIC = 105
 GET_CONSUMER_LIST_BY_GROUP = 38
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
 GET_PRODUCER_CONNECTION_LIST = 204
-REQUEST_CODE_NOT_SUPPORTED = 3
 READ_WRITE = 6
 #: Apache's broker may need its next heart-beat to register after a start, and registers a new topic after it answered
 ROUTE_TIMEOUT_S = 20
@@ -47,10 +46,6 @@ def decoded(frame: bytes) -> tuple[dict[str, Any], bytes]:
     end = 4 + (length & 0xFFFFFF)
     header: dict[str, Any] = json.loads(frame[4:end])
     return header, frame[end:]
-
-
-class CannotTell(Exception):
-    """The broker has no request that would answer this."""
 
 
 class RemotingConnection:
@@ -149,14 +144,9 @@ class Admin:
             return []
 
     def producer_ids(self, topic: str, group: str) -> list[str]:
-        """The registered producers of a producer group; the Proxy registers gRPC producers under their topic's name.
-
-        Raises CannotTell when the broker has no such request.
-        """
+        """The registered producers of a producer group; the Proxy registers gRPC producers under their topic's name."""
         try:
             body = self._broker.call(GET_PRODUCER_CONNECTION_LIST, producerGroup=group, topic=topic)
-        except AdminError as error:
-            if error.code == REQUEST_CODE_NOT_SUPPORTED:
-                raise CannotTell from error
+        except AdminError:
             return []
         return [connection["clientId"] for connection in json.loads(body)["connectionSet"]]

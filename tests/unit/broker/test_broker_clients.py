@@ -30,6 +30,15 @@ def test_members_are_known_by_their_heart_beats() -> None:
     )
 
 
+def test_producers_are_listed() -> None:
+    offline = OfflineBroker()
+    assert offline.ask(RequestCode.GET_PRODUCER_CONNECTION_LIST, {"producerGroup": "p"}).code == 1
+    offline.heartbeat("c1", producers=["p"])
+    response = offline.ask(RequestCode.GET_PRODUCER_CONNECTION_LIST, {"producerGroup": "p"})
+    [connection] = json.parse(response.body)["connectionSet"]
+    assert (connection["clientId"], connection["clientAddr"]) == ("c1", "10.0.0.1:50000")
+
+
 def test_a_group_that_may_not_be_created_is_passed_over() -> None:
     offline = OfflineBroker(settings={"auto_create_subscription_group": False})
     offline.broker.groups.put(GroupConfig(group_name="g", retry_queue_nums=3))

@@ -120,6 +120,21 @@ class LockBatchResponse(msgspec.Struct):
     locked: list[MessageQueue] = msgspec.field(name="lockOKMQSet")
 
 
+class Connection(msgspec.Struct, rename="camel"):
+    """One connected client."""
+
+    client_id: str
+    client_addr: str
+    language: str
+    version: int
+
+
+class ProducerConnection(msgspec.Struct, rename="camel"):
+    """Who is in a producer group (GET_PRODUCER_CONNECTION_LIST)."""
+
+    connection_set: list[Connection]
+
+
 class ConsumerIds(msgspec.Struct, rename="camel"):
     """Who is in a consumer group (GET_CONSUMER_LIST_BY_GROUP)."""
 
