@@ -44,6 +44,18 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message_delay_level: str = LEVELS
     #: milliseconds between writes of config/*.json that changed
     flush_interval_config: Natural = 5000
+    #: messages are found by key (`index/`)
+    message_index_enable: bool = True
+    #: no effect: after a crash the index is always repaired from the commit log
+    message_index_safe: bool = False
+    #: slots of an index file, 4 bytes each
+    max_hash_slot_num: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 5_000_000
+    #: keys in an index file, 20 bytes each; the file takes room only for those that it has
+    max_index_num: Annotated[int, msgspec.Meta(ge=2, le=80_000_000)] = 20_000_000
+    #: messages that a query by key finds at most
+    max_msgs_num_batch: Positive = 64
+    #: messages that a query by unique key finds at most
+    default_query_max_num: Positive = 32
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

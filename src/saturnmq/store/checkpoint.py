@@ -4,7 +4,8 @@ checkpoint, 4096 bytes, big endian (store/StoreCheckpoint.java):
 
     physicMsgTimestamp 8 | logicsMsgTimestamp 8 | indexMsgTimestamp 8 | masterFlushedOffset 8 | confirmPhyOffset 8
 
-The first two are store times: every message stored up to then is durable in the log, and in the consume queues. We
+The first three are store times: every message stored up to then is durable in the log, in the consume queues, in the
+index with its slots. We
 write confirmPhyOffset after each flush of the log, without a sync of its own: whatever a crash leaves of it is a log
 position below which everything had been durable, so damage there is not the torn end of a crash. Fields are aligned
 words, which no disk tears.
@@ -24,7 +25,7 @@ ABORT = "abort"
 _OURS = b"saturnmq"
 _SIZE = 4096
 _FIELDS = Struct(">qqqqq")
-_TIMES = Struct(">qq")
+_TIMES = Struct(">qqq")
 _CONFIRM_AT = 32
 #: Apache's own margin between a store time and what it proves
 MARGIN_MS = 3000
@@ -42,7 +43,10 @@ class Checkpoint:
         self.log_ms: int
         self.queues_ms: int
         self.confirmed: int
-        self.log_ms, self.queues_ms, _, _, self.confirmed = _FIELDS.unpack(self._file.pread(_FIELDS.size, 0))
+        self.index_ms: int
+        self.log_ms, self.queues_ms, self.index_ms, _, self.confirmed = _FIELDS.unpack(
+            self._file.pread(_FIELDS.size, 0)
+        )
 
     @property
     def safe_ms(self) -> int:
@@ -54,11 +58,13 @@ class Checkpoint:
         self._file.pwrite(position.to_bytes(8, "big"), _CONFIRM_AT)
         self.confirmed = position
 
-    def save(self, log_ms: int, queues_ms: int) -> None:
-        """Durable on return. Raises OSError."""
-        self._file.pwrite(_TIMES.pack(log_ms, queues_ms), 0)
+    def save(self, log_ms: int, queues_ms: int, index_ms: int | None = None) -> None:
+        """Durable on return; the index's time stays as it is when it is None. Raises OSError."""
+        if index_ms is None:
+            index_ms = self.index_ms
+        self._file.pwrite(_TIMES.pack(log_ms, queues_ms, index_ms), 0)
         self._file.fdatasync()
-        self.log_ms, self.queues_ms = log_ms, queues_ms
+        self.log_ms, self.queues_ms, self.index_ms = log_ms, queues_ms, index_ms
 
     def close(self) -> None:
         self._file.close()

@@ -28,6 +28,8 @@ from saturnmq.store.commitlog import BLANK_BYTES, CommitLog
 from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
 from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
 from saturnmq.store.flush import GroupCommit
+from saturnmq.store.index import Index, KeyKind, Query, Row, find_by_key
+from saturnmq.store.indexfile import IndexWrite
 from saturnmq.store.reading import (
     Cold,
     ColdReader,
@@ -93,6 +95,7 @@ class Store:
         self._queues = ConsumeQueues(disk, queue_file_size, reader, self._fail)
         self._open_files = OpenFiles(disk, OPEN_FILES)
         self._hot = HotReader(self._log, self._queues.files, self._open_files)
+        self._index = Index(disk, config, self._log, clock, reader, self._arm)
         self._lock: Lock | None = None
         self._checkpoint: Checkpoint
         self._abort: Abort
@@ -155,6 +158,7 @@ class Store:
         self._abort.write()
         self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
         self._refusal = None
+        self._index.open(crashed=self._abort.present, ours=self._abort.ours, checkpoint_ms=checkpoint.index_ms)
 
     def stop(self) -> Reply[None]:
         """Refuse appends from now on; answers when all is durable and no thread works for the store any more."""
@@ -188,6 +192,7 @@ class Store:
             self._close_cleanly()
         self._commit.stop(ServiceUnavailable(self._refusal))
         self._queues.stop()
+        self._index.close()
         self._log.close()
         self._open_files.close()
         if not busy:
@@ -199,7 +204,8 @@ class Store:
         try:
             self._commit.sync_now()
             self._queues.sync_now()
-            self._checkpoint.save(self._seen_ms, self._seen_ms)
+            self._index.sync_now()
+            self._checkpoint.save(self._seen_ms, self._seen_ms, self._index.durable_ms)
             self._abort.remove()
         except OSError as error:
             self._fail(error)
@@ -212,6 +218,7 @@ class Store:
         self._refusal = f"{_describe(error)}; the broker takes no messages until it is restarted"
         log.error("%s", self._refusal)
         self._queues.stop()
+        self._index.stop()
         self._commit.stop(ServiceUnavailable(self._refusal))
         if self._idle is not None and self._idle.pending:
             self._idle.resolve(None)
@@ -343,18 +350,21 @@ class Store:
         if not rows or rows[0][0] > upto:
             return
         arrivals = []
+        indexed: list[Row] = []
         while rows and rows[0][0] <= upto:
             _, position, size, queue, offset, code, properties, stored_ms = rows.popleft()
             queues.add(queue, position, size, code)
+            indexed.append((queue.topic, position, properties, stored_ms))
             if on_arrival is not None:
                 arrivals.append(Arrival(queue.topic, queue.queue_id, offset, code, properties, stored_ms))
             self._seen_ms = stored_ms
+        self._index.feed(indexed, upto)
         self._arm()
         if on_arrival is not None:
             for arrival in arrivals:
                 on_arrival(arrival)
 
-    # ------------------------------------------------------------------------------------ queues to disk, checkpoint
+    # ---------------------------------------------------------------------------- queues and index to disk, checkpoint
 
     def _arm(self) -> None:
         if self._tick is None and not self._writing_queues:
@@ -368,11 +378,11 @@ class Store:
         if self._failed or self._refusal is not None:
             return
         self._writing_queues = True
-        seen_ms, tails = self._seen_ms, self._queues.take()
+        seen_ms, tails, writes = self._seen_ms, self._queues.take(), self._index.take()
         flush = self.flush() if not self._sync_flush else None
 
         def write(_: None) -> None:
-            self._queues.write(tails, lambda: self._wrote_queues(seen_ms))
+            self._queues.write(tails, lambda: self._wrote_queues(seen_ms, writes))
 
         def failed(error: BaseException) -> None:
             """The store has failed, and everybody knows."""
@@ -382,15 +392,20 @@ class Store:
         else:
             write(None)
 
-    def _wrote_queues(self, seen_ms: int) -> None:
+    def _wrote_queues(self, seen_ms: int, writes: list[IndexWrite]) -> None:
+        self._index.write(writes, lambda: self._wrote_index(seen_ms))
+
+    def _wrote_index(self, seen_ms: int) -> None:
         if self._clock.now_ms() >= self._next_checkpoint_ms:
             self._queues.sync(lambda: self._save_checkpoint(seen_ms))
         else:
             self._rest()
 
     def _save_checkpoint(self, seen_ms: int) -> None:
-        checkpoint = self._checkpoint
-        self._background.run(lambda: checkpoint.save(seen_ms, seen_ms), lambda _: self._saved_checkpoint(), self._fail)
+        checkpoint, index_ms = self._checkpoint, self._index.durable_ms
+        self._background.run(
+            lambda: checkpoint.save(seen_ms, seen_ms, index_ms), lambda _: self._saved_checkpoint(), self._fail
+        )
 
     def _saved_checkpoint(self) -> None:
         self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
@@ -400,7 +415,7 @@ class Store:
         self._writing_queues = False
         if self._idle is not None and self._idle.pending:
             self._idle.resolve(None)
-        elif self._queues.dirty:
+        elif self._queues.dirty or self._index.dirty:
             self._arm()
 
     # ---------------------------------------------------------------------------------------------------- reading
@@ -474,6 +489,32 @@ class Store:
         if queue is None or not queue.min_offset <= offset < queue.max_offset:
             return -1
         return self._read(lambda reader: read_stored_ms(reader, queue, offset), queue)
+
+    def query(
+        self, topic: str, key: str, max_count: int, begin_ms: int, end_ms: int, kind: KeyKind = KeyKind.KEY
+    ) -> Reply[list[bytes]]:
+        """The newest records of a topic with this key that were stored in [begin_ms, end_ms], newest first; no more
+        than maxMsgsNumBatch."""
+        max_count = min(max_count, self._config.max_msgs_num_batch)
+        if max_count <= 0:
+            return []
+        query = Query(topic=topic, key=key, kind=kind, max_count=max_count, begin_ms=begin_ms, end_ms=end_ms)
+        first, end, file_size = self._log.first, self._log.written, self._log.file_size
+        try:
+            chains = self._index.chains(query, cold=False)
+            return find_by_key(self._hot, chains, query, first, end, file_size, cold=False)
+        except Cold:
+            later: Later[list[bytes]] = Later()
+            chains, reader = self._index.chains(query, cold=True), ColdReader(self._log, self._queues.files, None)
+            self._background.run(
+                lambda: find_by_key(reader, chains, query, first, end, file_size, cold=True), later.resolve, later.fail
+            )
+            return later
+
+    @property
+    def indexed(self) -> tuple[int, int]:
+        """Store time and log position of the last message that a query can find; zeros when there is none."""
+        return self._index.end_ms, self._index.end_position
 
     def queues(self, topic: str) -> list[int]:
         """Ids of the topic's queues that hold data, or did."""

@@ -20,8 +20,11 @@ class Walk:
     or is empty where the log is blank. Behind `durable`, where a crash may have left half-written records, a record
     with lost sectors is none, even if no CRC covers them."""
 
-    def __init__(self, reader: LogReader, start: int, limit: int, durable: int) -> None:
+    def __init__(
+        self, reader: LogReader, start: int, limit: int, durable: int, chunk_bytes: int = _CHUNK_BYTES
+    ) -> None:
         self._reader = reader
+        self._chunk_bytes = chunk_bytes
         self._limit = limit
         self._durable = durable
         self.end = start
@@ -34,7 +37,7 @@ class Walk:
         file_size = self._reader.file_size
         while self.end < self._limit and not self._blank and not self.reason:
             start, rest = self.end, file_size - self.end % file_size
-            chunk = self._reader.read(start, min(max(_CHUNK_BYTES, self._needed), rest))
+            chunk = self._reader.read(start, min(max(self._chunk_bytes, self._needed), rest))
             if len(chunk) < self._needed:
                 self.reason = "the file ends there"
             while (record := self._next(chunk, self.end - start, start + rest - self.end)) is not None:

@@ -28,6 +28,8 @@ SMALL = {
     "flush_disk_type": "ASYNC_FLUSH",
     "mapped_file_size_commit_log": 1 << 20,
     "mapped_file_size_consume_queue": 20_000,
+    "max_hash_slot_num": 500,
+    "max_index_num": 2000,
 }
 
 

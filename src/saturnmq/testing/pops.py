@@ -102,6 +102,8 @@ class PopStage:
             flush_disk_type=flush,  # type: ignore[arg-type]
             mapped_file_size_commit_log=1 << 20,
             mapped_file_size_consume_queue=20_000,
+            max_hash_slot_num=500,
+            max_index_num=2000,
         )
         self.store = Store(self.disk, store_config, self.clock, background, background)
         self.store.open()

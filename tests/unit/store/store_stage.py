@@ -90,7 +90,12 @@ class Stage:
     ) -> None:
         self.clock = clock or VirtualClock()
         self.disk = cast(SimulatedDisk, disk or SimulatedDisk())
-        fields: dict[str, Any] = {"mapped_file_size_commit_log": 2048, "mapped_file_size_consume_queue": 200}
+        fields: dict[str, Any] = {
+            "mapped_file_size_commit_log": 2048,
+            "mapped_file_size_consume_queue": 200,
+            "max_hash_slot_num": 20,
+            "max_index_num": 40,
+        }
         self.config = StoreConfig(**(fields | config))
         inline = InlineBackground(self.clock)
         self.store = Store(self.disk, self.config, self.clock, flusher or inline, reader or inline)
