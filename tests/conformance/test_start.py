@@ -200,6 +200,7 @@ def test_other_hosts(tmp_path: Path, host: str, loopback: str) -> None:
     with LocalServer("--host", host, data_dir=tmp_path) as local:
         assert {local.ready[listener].rpartition(":")[0] for listener in LISTENERS} == {loopback}
         assert f'"{local.broker}"' in route(local.namesrv, "TBW102")
+        assert f'setEndpoints("{local.grpc}")' in local.log()
         send_one(local.broker)
 
 
@@ -210,6 +211,7 @@ def test_advertised_addresses(tmp_path: Path) -> None:
         port = local.proxy_remoting.rpartition(":")[2]
         assert '"10.1.1.1:30911"' in route(local.namesrv, "TBW102")
         assert f'"mq.example:{port}"' in route(local.proxy_remoting, "TBW102")
+        assert f'setEndpoints("mq.example:{local.grpc.rpartition(":")[2]}")' in local.log()
 
 
 def test_the_command_that_pip_installs() -> None:

@@ -27,7 +27,7 @@ SNIPPETS = """
     message.topic, message.body = "hello", b"world"
     print(producer.send(message))
 
-  Java    org.apache.rocketmq:rocketmq-client-java
+  Java    org.apache.rocketmq:rocketmq-client-java, import org.apache.rocketmq.client.apis.*
 
     var provider = ClientServiceProvider.loadService();
     var configuration = ClientConfiguration.newBuilder().setEndpoints("{grpc}").build();
@@ -40,7 +40,11 @@ SNIPPETS = """
     config := &golang.Config{{Endpoint: "{grpc}", Credentials: &credentials.SessionCredentials{{}}}}
     producer, _ := golang.NewProducer(config, golang.WithTopics("hello"))
     producer.Start()
-    fmt.Println(producer.Send(context.TODO(), &golang.Message{{Topic: "hello", Body: []byte("world")}}))
+    receipts, err := producer.Send(context.TODO(), &golang.Message{{Topic: "hello", Body: []byte("world")}})
+    if err != nil {{
+        panic(err)
+    }}
+    fmt.Println(receipts[0].MessageID)
 """
 
 
