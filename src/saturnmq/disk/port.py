@@ -30,6 +30,11 @@ class File(Protocol):
 
     def size(self) -> int: ...
 
+    def data_from(self, offset: int) -> int:
+        """Where, from this offset on, something else than zeros may stand: holes take no time to read past. The file's
+        size when nothing does."""
+        ...
+
     def truncate(self, size: int) -> None:
         """Cut, or lengthen by zeros that take no room."""
         ...
@@ -102,6 +107,10 @@ class Disk(Protocol):
 
     def lock(self, path: str) -> Lock:
         """Take the lock file, against other processes too. Raises BlockingIOError when somebody else has it."""
+        ...
+
+    def lock_holder(self, path: str) -> int | None:
+        """The id of the process that has the lock file, which is not touched; None when nobody else has."""
         ...
 
     def modified_ms(self, path: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,28 @@ if sys.platform == "darwin":
         """macOS has no posix_fallocate; a full disk shows in pwrite."""
 
     _NOWAIT = 0
+    #: struct flock: l_start, l_len, l_pid, l_type, l_whence
+    _FLOCK = struct.Struct("qqihh")
+
+    def _exclusive() -> bytes:
+        return _FLOCK.pack(0, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+
+    def _holder(flock: bytes) -> int | None:
+        _, _, pid, kind, _ = _FLOCK.unpack(flock)
+        return None if kind == fcntl.F_UNLCK else pid
 else:
     _fdatasync = os.fdatasync
     _allocate = os.posix_fallocate
     _NOWAIT = os.RWF_NOWAIT
+    #: struct flock: l_type, l_whence, l_start, l_len, l_pid
+    _FLOCK = struct.Struct("hhqqi4x")
+
+    def _exclusive() -> bytes:
+        return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+
+    def _holder(flock: bytes) -> int | None:
+        kind, _, _, _, pid = _FLOCK.unpack(flock)
+        return None if kind == fcntl.F_UNLCK else pid
 
 
 @contextmanager
@@ -83,6 +102,14 @@ class RealFile:
 
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
+
+    def data_from(self, offset: int) -> int:
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return max(offset, self.size())
+            return offset  # this file system cannot tell
 
     def truncate(self, size: int) -> None:
         with _naming(self.path):
@@ -186,6 +213,16 @@ class RealDisk:
 
     def lock(self, path: str) -> RealLock:
         return RealLock(self._at(path))
+
+    def lock_holder(self, path: str) -> int | None:
+        try:
+            descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return _holder(fcntl.fcntl(descriptor, fcntl.F_GETLK, _exclusive()))
+        finally:
+            os.close(descriptor)
 
     def modified_ms(self, path: str) -> int:
         return os.stat(self._at(path)).st_mtime_ns // 1_000_000

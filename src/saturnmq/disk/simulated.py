@@ -94,6 +94,9 @@ class SimulatedFile:
     def size(self) -> int:
         return len(self._content)
 
+    def data_from(self, offset: int) -> int:
+        return offset
+
     def truncate(self, size: int) -> None:
         self._disk.check(Operation.TRUNCATE, self.path)
         _truncate(self._content, size)
@@ -289,6 +292,9 @@ class SimulatedDisk:
 
     def lock(self, path: str) -> SimulatedLock:
         return SimulatedLock(self, path)
+
+    def lock_holder(self, path: str) -> int | None:
+        return os.getpid() if path in self.locks else None
 
     def modified_ms(self, path: str) -> int:
         self.open(path).close()  # raises when it is not there
