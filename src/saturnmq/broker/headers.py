@@ -93,6 +93,26 @@ class SearchHeader(QueueHeader, rename="camel"):
     boundary_type: str | None = None
 
 
+class QueryHeader(msgspec.Struct, rename="camel", kw_only=True):
+    """QUERY_MESSAGE"""
+
+    topic: str
+    key: str
+    max_num: int
+    begin_timestamp: int
+    end_timestamp: int
+    index_type: str | None = None
+    #: a field with this name among all others
+    unique_key_query: str | None = field(name="_UNIQUE_KEY_QUERY", default=None)
+
+
+class ViewHeader(msgspec.Struct):
+    """VIEW_MESSAGE_BY_ID"""
+
+    #: in the commit log
+    offset: int
+
+
 class SendBackHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     """CONSUMER_SEND_MSG_BACK"""
 

@@ -25,6 +25,7 @@ from saturnmq.broker.headers import (
 )
 from saturnmq.broker.remoting_clients import ClientHandlers
 from saturnmq.broker.remoting_pop import PopHandlers
+from saturnmq.broker.remoting_query import QueryHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.config import GIB
 from saturnmq.kernel.errors import (
@@ -82,6 +83,7 @@ def table(broker: Broker) -> dict[int, Handler]:
     """What both ports of a broker serve; the VIP port is for clients that keep their sends on a port of its own."""
     messages, offsets = MessageHandlers(broker), OffsetHandlers(broker)
     admin, clients, pops = AdminHandlers(broker), ClientHandlers(broker), PopHandlers(broker)
+    queries = QueryHandlers(broker)
     return {
         RequestCode.SEND_MESSAGE: messages.send,
         RequestCode.SEND_MESSAGE_V2: messages.send_v2,
@@ -91,6 +93,8 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.PULL_MESSAGE: messages.pull,
         RequestCode.LITE_PULL_MESSAGE: messages.lite_pull,
         RequestCode.CONSUMER_SEND_MSG_BACK: messages.send_back,
+        RequestCode.QUERY_MESSAGE: queries.by_key,
+        RequestCode.VIEW_MESSAGE_BY_ID: queries.by_position,
         RequestCode.QUERY_CONSUMER_OFFSET: offsets.committed,
         RequestCode.UPDATE_CONSUMER_OFFSET: offsets.commit,
         RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: offsets.by_time,

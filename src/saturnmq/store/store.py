@@ -28,8 +28,9 @@ from saturnmq.store.commitlog import BLANK_BYTES, CommitLog
 from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
 from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
 from saturnmq.store.flush import GroupCommit
-from saturnmq.store.index import Index, KeyKind, Query, Row, find_by_key
+from saturnmq.store.index import Index, Row
 from saturnmq.store.indexfile import IndexWrite
+from saturnmq.store.keys import KeyKind, Query, find_by_key
 from saturnmq.store.reading import (
     Cold,
     ColdReader,

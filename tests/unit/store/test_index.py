@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from store_stage import Stage, message
 
-from saturnmq.store.index import KeyKind
+from saturnmq.store.keys import KeyKind
 from saturnmq.wire.record import decode
 
 END_MS = (1 << 63) - 1
@@ -38,7 +38,7 @@ def test_by_key_word_unique_key_and_tag() -> None:
         send(stage, b"1", unique="U1", keys="a b", tag="t")
         send(stage, b"2", unique="U2", keys="b  c")
         send(stage, b"3", topic="Other", keys="b")
-        for again in range(2):
+        for _ in range(2):
             assert query(stage, "U1") == [b"1"] * (restart + 1)
             assert query(stage, "b") == [b"2", b"1"] * (restart + 1)
             assert query(stage, "b", 1) == [b"2"]
@@ -52,16 +52,16 @@ def test_by_key_word_unique_key_and_tag() -> None:
 def test_crash() -> None:
     stage = Stage().open()
     n = 0
-    for round in range(30):
+    for turn in range(30):
         for _ in range(7):
             send(stage, b"%d" % n, unique=f"U{n}", keys=f"k{n % 5} k{n % 7}", tag="t")
             n += 1
         stage.clock.advance(11000)
-        if round % 3 == 0:
+        if turn % 3 == 0:
             disk = stage.disk.crashed()
             stage = Stage(disk, clock=stage.clock).open()
             stage.clock.run_soon()
         for i in range(n):
-            assert query(stage, f"U{i}") == [b"%d" % i], (round, i)
+            assert query(stage, f"U{i}") == [b"%d" % i], (turn, i)
         assert query(stage, "k3", 1000) == [b"%d" % i for i in reversed(range(n)) if i % 5 == 3 or i % 7 == 3][:64]
     print(stage.disk.list("index"))
