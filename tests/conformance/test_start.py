@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from harness.servers import only_saturn
 
 from saturnmq import __version__
 from saturnmq.net.tls import development_certificate
-from saturnmq.testing.server import LocalServer
+from saturnmq.testing.server import LocalServer, ServerError
 
 #: what `saturnmq local` has imported when it is ready, but for the standard library; `make rewrite` records it anew
 MODULES = ROOT / "tests" / "conformance" / "modules.txt"
@@ -212,6 +213,21 @@ def test_advertised_addresses(tmp_path: Path) -> None:
         assert '"10.1.1.1:30911"' in route(local.namesrv, "TBW102")
         assert f'"mq.example:{port}"' in route(local.proxy_remoting, "TBW102")
         assert f'setEndpoints("mq.example:{local.grpc.rpartition(":")[2]}")' in local.log()
+
+
+def test_a_server_that_does_not_start_tells_its_test_why() -> None:
+    local = LocalServer("--set", "flushDiskType=NEVER")
+    with pytest.raises(
+        ServerError, match=r"did not become ready; it printed:\n.*flushDiskType = 'NEVER' cannot be used"
+    ):
+        local.__enter__()
+    assert not local.running
+    assert not local.home.exists()
+
+
+def test_a_server_that_ends_badly_tells_its_test() -> None:
+    with pytest.raises(ServerError, match="ended with status -9"), LocalServer() as local:
+        os.kill(local.pid, signal.SIGKILL)
 
 
 def test_the_command_that_pip_installs() -> None:

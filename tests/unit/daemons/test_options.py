@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from saturnmq.daemons.life import print_config
 from saturnmq.daemons.options import Options
+from saturnmq.daemons.processes import Broker
 from saturnmq.kernel.config import BrokerConfig, ProxyConfig, StoreConfig
-from saturnmq.kernel.configfile import IllegalConfig, convert
+from saturnmq.kernel.configfile import IllegalConfig, convert, parse_properties
 
 #: Apache's distribution/conf/2m-2s-async/broker-a.properties
 APACHES_BROKER_CONF = """
@@ -73,6 +75,15 @@ def test_apaches_own_file_works_and_one_line_names_what_has_no_effect(
 def test_settings_that_cannot_be_used(options: Options, says: str) -> None:
     with pytest.raises(IllegalConfig, match=says):
         options.values(BrokerConfig, StoreConfig)
+
+
+def test_printed_settings_are_a_file_that_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["flushDiskType=ASYNC_FLUSH", "brokerIP1=10.0.0.1", "traceOn=false"]
+    print_config(Broker, Options(settings=settings))
+    printed = parse_properties(capsys.readouterr().out)
+    assert {setting.partition("=")[0] for setting in settings} < printed.keys()
+    for struct in (BrokerConfig, StoreConfig):
+        assert convert(printed, struct) == convert(dict(setting.split("=") for setting in settings), struct)
 
 
 @pytest.mark.parametrize(
