@@ -25,8 +25,10 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """How messages are stored (store/config/MessageStoreConfig.java)."""
 
     store_path_root_dir: str = ""
-    #: empty: <root>/commitlog
+    #: `path,path`: log files are made in them in turn; empty: <root>/commitlog
     store_path_commit_log: str = ""
+    #: `path,path`: directories whose log files are read and, when their time has come, deleted
+    read_only_commit_log_store_paths: str = ""
     #: bytes
     mapped_file_size_commit_log: Positive = GIB
     #: bytes: 300,000 entries of 20
@@ -44,6 +46,27 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message_delay_level: str = LEVELS
     #: milliseconds between writes of config/*.json that changed
     flush_interval_config: Natural = 5000
+    #: `hour;hour`, local time, when expired files are deleted
+    delete_when: str = "04"
+    #: hours since its last write after which a log file is expired
+    file_reserved_time: Positive = 72
+    #: percent of the disk above which expired files are deleted at any time
+    disk_max_used_space_ratio: Percent = 75
+    #: Apache: true. Files that are not expired are deleted too when the disk is fuller than the next setting says:
+    #: what fills a disk may be anybody's, and messages are not ours to lose.
+    clean_file_forcibly_enable: bool = False
+    #: percent
+    disk_space_clean_forcibly_ratio: Percent = 85
+    #: percent of the disk above which no messages are taken, if there is also less free than the next setting says
+    disk_space_warning_level_ratio: Percent = 90
+    #: bytes; ours: one log file of the default size, so that a disk without room for the next one counts as full
+    disk_min_free_bytes: Natural = GIB
+    #: milliseconds between looks for expired files
+    clean_resource_interval: Positive = 10_000
+    #: log files that one look deletes at most
+    delete_file_batch_max: Positive = 10
+    #: milliseconds between the deletions of two log files: some file systems halt over a large one
+    delete_commit_log_files_interval: Natural = 100
     #: messages are found by key (`index/`)
     message_index_enable: bool = True
     #: no effect: after a crash the index is always repaired from the commit log
@@ -73,6 +96,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     auto_create_topic_enable: bool = True
     auto_create_subscription_group: bool = True
     default_topic_queue_nums: Positive = 8
+    #: queues of one topic
+    max_topic_queue_nums: Positive = 16_384
+    #: queues of all topics of users; each takes about 1 KiB of memory when it is used
+    max_queue_nums: Positive = 1_000_000
     cluster_topic_enable: bool = True
     broker_topic_enable: bool = True
     trace_topic_enable: bool = False
@@ -171,7 +198,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connection_write_buffer_bytes: int = 4 * MIB
     #: one gRPC request message; grpcMaxInboundMessageSize
     grpc_message_bytes: int = 130 * MIB
-    #: what a gRPC message may hold that was compressed to less than a tenth of it: a body of maxMessageSize and the rest
+    #: what a gRPC message may hold that its gzip made over ten times smaller: a body of maxMessageSize and the rest
     grpc_inflated_bytes: int = 5 * MIB
     #: gRPC requests that are not whole yet, all connections together
     grpc_held_bytes: int = 512 * MIB

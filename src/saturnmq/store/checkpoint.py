@@ -38,6 +38,7 @@ class Checkpoint:
         self._file: File = disk.create(PATH)
         if self._file.size() < _SIZE:
             self._file.truncate(_SIZE)
+            self._file.allocate(0, _SIZE)
             self._file.fdatasync()
             disk.sync_directory("")
         self.log_ms: int

@@ -9,11 +9,14 @@ that a full disk refuses a message before it is appended, not after. Source: sto
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
 
 from saturnmq.disk.port import Disk, File
 from saturnmq.kernel.clock import Background
+from saturnmq.kernel.config import StoreConfig
 from saturnmq.store.results import StoreRefused
+from saturnmq.store.space import is_no_room
 from saturnmq.wire.record import BLANK, MAGIC_BLANK
 
 log = logging.getLogger(__name__)
@@ -28,34 +31,61 @@ def file_name(position: int) -> str:
     return f"{position:020d}"
 
 
-def list_files(disk: Disk, directory: str, file_size: int) -> list[int]:
-    """Positions of the log's files. Raises StoreRefused when one is missing or has no position for a name."""
-    names = disk.list(directory)
-    foreign = [name for name in names if not (len(name) == 20 and name.isdigit() and int(name) % file_size == 0)]
-    if foreign:
-        raise StoreRefused(
-            f"{directory}/{foreign[0]} is no log file of {file_size} bytes: its name must be a multiple of that; "
-            "set mappedFileSizeCommitLog to the size that this store was made with, or move the file away"
+def log_directories(config: StoreConfig) -> tuple[list[str], list[str]]:
+    """Where log files are made, and where they are only read. Raises ValueError."""
+    named, read_only = (
+        [directory.strip() for directory in text.split(",") if directory.strip()]
+        for text in (config.store_path_commit_log, config.read_only_commit_log_store_paths)
+    )
+    writable = [directory for directory in named or ["commitlog"] if directory not in read_only]
+    if not writable:
+        raise ValueError(
+            "readOnlyCommitLogStorePaths names all directories of the commit log: none is left to write to"
         )
-    positions = [int(name) for name in names]
-    for before, position in pairwise(positions):
-        if position != before + file_size:
-            raise StoreRefused(
-                f"{directory}/{file_name(before + file_size)} is missing, others stand around it; bring it back, or "
-                "set mappedFileSizeCommitLog to the size that this store was made with"
-            )
-    return positions
+    return list(dict.fromkeys(writable)), list(dict.fromkeys(read_only))
 
 
 class LogReader:
-    """Reads the log's files, each through `open_file`; what a thread and the event loop share of it is only layout."""
+    """Reads the log's files; what a thread and the event loop share of it is only layout.
 
-    def __init__(self, disk: Disk, directory: str, file_size: int) -> None:
+    The files may stand in several directories (MultiPathMappedFileQueue.java): `directory` is where those are that
+    `find_files` found in none of the `others`."""
+
+    def __init__(self, disk: Disk, directory: str, file_size: int, others: Sequence[str] = ()) -> None:
         self.disk, self.directory, self.file_size = disk, directory, file_size
+        self.directories = (directory, *others)
+        #: position of a file → its directory, of those in the others
+        self._elsewhere: dict[int, str] = {}
+
+    def find_files(self) -> list[int]:
+        """Positions of the log's files. Raises StoreRefused when one is missing, is there twice or has no position for
+        a name."""
+        found: dict[int, str] = {}
+        for directory in self.directories:
+            for name in self.disk.list(directory):
+                if not (len(name) == 20 and name.isdigit() and int(name) % self.file_size == 0):
+                    raise StoreRefused(
+                        f"{directory}/{name} is no log file of {self.file_size} bytes: its name must be a multiple of "
+                        "that; set mappedFileSizeCommitLog to the size that this store was made with, or move the file "
+                        "away"
+                    )
+                if int(name) in found:
+                    raise StoreRefused(f"{name} is a file of {found[int(name)]} and of {directory}; move one away")
+                found[int(name)] = directory
+        positions = sorted(found)
+        for before, position in pairwise(positions):
+            if position != before + self.file_size:
+                raise StoreRefused(
+                    f"{self.directory}/{file_name(before + self.file_size)} is missing, others stand around it; bring "
+                    "it back, or set mappedFileSizeCommitLog to the size that this store was made with"
+                )
+        self._elsewhere = {at: directory for at, directory in found.items() if directory != self.directory}
+        return positions
 
     def path(self, position: int) -> str:
         """Of the file that holds the position."""
-        return f"{self.directory}/{position - position % self.file_size:020d}"
+        start = position - position % self.file_size
+        return f"{self._elsewhere.get(start, self.directory)}/{start:020d}"
 
     def read(self, position: int, size: int) -> bytes:
         """May wait for the disk; opens and closes. Raises OSError."""
@@ -73,11 +103,24 @@ class CommitLog(LogReader):
     `end` counts what was appended, `written` what stands in the files; between them lies what one turn appended.
     """
 
-    def __init__(self, disk: Disk, directory: str, file_size: int, background: Background) -> None:
-        super().__init__(disk, directory, file_size)
+    def __init__(
+        self,
+        disk: Disk,
+        directory: str,
+        file_size: int,
+        background: Background,
+        others: Sequence[str] = (),
+        read_only: Sequence[str] = (),
+    ) -> None:
+        """New files are made in `directory` and the `others` in turn, those without room left out; `read_only`
+        directories only lose files."""
+        super().__init__(disk, directory, file_size, (*others, *read_only))
         self._background = background
+        self._writable = sorted((directory, *others))
+        #: directories without room for another file
+        self.full: frozenset[str] = frozenset()
         self.first = self.end = self.written = 0
-        #: a write failed: what stands behind `written` is unknown
+        #: a write failed, and not for want of room: what stands behind `written` is unknown
         self.broken = False
         self._pending: list[bytes] = []
         self._file: File
@@ -87,6 +130,7 @@ class CommitLog(LogReader):
         self._allocating = False
         #: the next file, being made by the background, and when it is made
         self._preparing = self._prepared = -1
+        self._preparing_now = False
         #: files with writes that no sync covers yet, and those that a sync is at work on
         self._unsynced: list[File] = []
         self._syncing: list[File] = []
@@ -95,9 +139,19 @@ class CommitLog(LogReader):
     def start(self, first: int, end: int) -> None:
         """Begin to append at `end`, which recovery found. Raises OSError."""
         self.first, self.end, self.written = first, end, end
-        self.disk.mkdir(self.directory)
+        for directory in self._writable:
+            self.disk.mkdir(directory)
         start = end - end % self.file_size
-        self._enter(self._next_file(start), start)
+        if not self.disk.exists(self.path(start)):
+            self._choose_directory(start)
+        self._preparing = start
+        try:
+            self._enter(self._next_file(start), start)
+        except OSError as error:  # a full disk is no reason not to start: the messages that are there can be read
+            if not is_no_room(error) or not self.disk.exists(self.path(start)):
+                raise
+            self._enter(self.disk.open(self.path(start)), start)
+            self._allocated = end
         self._allocated = max(self._allocated, end)
 
     # -------------------------------------------------------------------------------------------- appending
@@ -118,33 +172,62 @@ class CommitLog(LogReader):
         self.end += len(record)
 
     def write(self) -> None:
-        """Bring what was appended into the file with one write. Raises OSError: the log is `broken` then."""
+        """Bring what was appended into the file with one write. Raises OSError: the log is `broken` then, or (only file
+        systems that cannot allocate come to that) the disk is full and the same write can be tried again."""
         pending = self._pending
-        if not pending:
-            return
-        self._pending = []
+        if pending:
+            self._put(pending[0] if len(pending) == 1 else b"".join(pending))
+            self._pending = []
+            self.written = self.end
+
+    def _put(self, data: bytes) -> None:
         try:
-            self._file.pwrite(pending[0] if len(pending) == 1 else b"".join(pending), self.written % self.file_size)
-        except OSError:
-            self.broken = True
+            self._file.pwrite(data, self.written % self.file_size)
+        except OSError as error:
+            self.broken = not is_no_room(error)
             raise
-        self.written = self.end
         if not self._unsynced or self._unsynced[-1] is not self._file:
             self._unsynced.append(self._file)
 
     def _roll(self) -> None:
         start = self._file_end
         file = self._next_file(start)
-        self.add(BLANK.pack(start - self.end, MAGIC_BLANK))
-        self.write()
+        try:
+            self._put(b"".join((*self._pending, BLANK.pack(start - self.end, MAGIC_BLANK))))
+        except OSError:
+            file.close()
+            raise
+        self._pending = []
         self.end = self.written = start
         self._enter(file, start)
 
     def _next_file(self, start: int) -> File:
-        path = self.path(start)
         if self._prepared != start:
-            prepare(self.disk, path, self.file_size)
-        return self.disk.open(path)
+            if self._preparing != start:
+                self._choose_directory(start)
+            try:
+                prepare(self.disk, self.path(start), self.file_size)
+            except OSError:
+                if not self._preparing_now:
+                    self._preparing = -1
+                raise
+        return self.disk.open(self.path(start))
+
+    def _choose_directory(self, start: int) -> None:
+        """Where a new file goes: the directories take turns (MultiPathMappedFileQueue.java). What an attempt left that
+        found no room there is removed: no file may be there twice."""
+        if len(self._writable) == 1:
+            return
+        before = self.path(start)
+        choice = [directory for directory in self._writable if directory not in self.full] or self._writable
+        self._elsewhere[start] = choice[start // self.file_size % len(choice)]
+        if before != self.path(start) and self.disk.exists(before):
+            self.disk.unlink(before)
+            self.disk.sync_directory(before.rpartition("/")[0])
+
+    def forget(self, start: int) -> None:
+        """The file is deleted."""
+        self._elsewhere.pop(start, None)
 
     def _enter(self, file: File, start: int) -> None:
         if self._file_end and self._file not in self._unsynced and self._file not in self._syncing:
@@ -177,10 +260,12 @@ class CommitLog(LogReader):
                     _no_room_ahead,
                 )
         elif self._preparing != self._file_end:
-            self._preparing = start = self._file_end
-            path, file_size = self.path(start), self.file_size
+            start, file_size = self._file_end, self.file_size
+            self._choose_directory(start)
+            self._preparing, self._preparing_now = start, True
+            path = self.path(start)
             self._background.run(
-                lambda: prepare(disk, path, file_size), lambda _: self._has_next_file(start), _no_room_ahead
+                lambda: prepare(disk, path, file_size), lambda _: self._has_next_file(start), self._has_no_next_file
             )
 
     def _has_room(self, start: int, end: int) -> None:
@@ -189,7 +274,11 @@ class CommitLog(LogReader):
             self._allocating = False
 
     def _has_next_file(self, start: int) -> None:
-        self._prepared = start
+        self._prepared, self._preparing_now = start, False
+
+    def _has_no_next_file(self, error: BaseException) -> None:
+        self._preparing_now = False
+        _no_room_ahead(error)
 
     # ---------------------------------------------------------------------------------------------- syncing
 

@@ -13,14 +13,18 @@ durable: no entry on disk is ahead of the log. Nothing is scanned at start: a qu
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from saturnmq.disk.port import Buffer, Disk, File
 from saturnmq.kernel.clock import Background
+from saturnmq.kernel.errors import IllegalTopic
+from saturnmq.kernel.later import Later, Reply
 from saturnmq.store.commitlog import file_name, zero_tail
 from saturnmq.store.results import StoreRefused
+from saturnmq.store.space import is_no_room
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,9 @@ FILLER_SIZE = 0x7FFFFFFF
 FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
 #: queues that one background job writes or syncs, so that a cold read does not wait behind all of them
 QUEUES_PER_JOB = 64
+
+#: of a directory's name
+MAX_NAME_BYTES = 255
 
 _pack_entry = ENTRY.pack
 
@@ -54,6 +61,15 @@ class ConsumeQueue:
         self.min_offset, self.max_offset, self.next_offset = min_offset, max_offset, max_offset
         #: the entries [tail_offset, max_offset), which are not, or not known to be, in the files
         self.tail, self.tail_offset = bytearray(), max_offset
+
+
+class QueueEnds(NamedTuple):
+    """What a thread must know of a queue to clean it. One that was not used yet has no `low`."""
+
+    directory: str
+    low: int | None = None
+    tail_offset: int = 0
+    tail: bytes = b""
 
 
 class QueueFiles:
@@ -123,16 +139,24 @@ class QueueFiles:
         except FileNotFoundError:
             self.disk.mkdir(directory)
             file = self.disk.create(path)
-            file.truncate(self.file_size)
-            if index:
-                file.pwrite(FILLER * index, 0)
+            try:
+                file.truncate(self.file_size)
+                if index:
+                    file.pwrite(FILLER * index, 0)
+            except OSError:
+                file.close()
+                self.disk.unlink(path)  # without its fillers it would look empty
+                raise
             return file
 
     def sync(self, paths: Iterable[str]) -> None:
         """Make files and their names durable. Raises OSError."""
         directories = set()
         for path in paths:
-            file = self.disk.open(path)
+            try:
+                file = self.disk.open(path)
+            except FileNotFoundError:
+                continue  # deleted in the meantime, with all that it led to
             try:
                 file.fdatasync()
             finally:
@@ -187,6 +211,24 @@ class QueueFiles:
 
         return _first_false(low, high, is_gone) if low < high and is_gone(low) else low
 
+    def expired(self, queue: QueueEnds, first_position: int) -> tuple[int, list[int]]:
+        """Of a queue whose messages before this log position are deleted: the offset of the first one left, and the
+        offsets at which files start that hold none of the others. The last file is not among them: it says where the
+        queue goes on. May wait for the disk. Raises OSError."""
+        starts = self.starts(queue.directory)
+        if queue.low is None:
+            low = starts[0] if starts else 0
+            while (
+                low < (starts or [0])[-1] and self.entry(queue.directory, low + self.per_file - 1)[0] < first_position
+            ):
+                low += self.per_file
+        else:
+            low = self.oldest(queue.directory, queue.low, queue.tail_offset, first_position)
+            if low == queue.tail_offset:
+                positions = [position for position, _, _ in ENTRY.iter_unpack(queue.tail)]
+                low += bisect_left(positions, first_position)
+        return low, [start for start in starts[:-1] if start + self.per_file <= low]
+
     def inside(self, directory: str, low: int, high: int, end_position: int) -> int:
         """The first offset in [low, high) whose message would stand behind the end of the log."""
 
@@ -217,11 +259,15 @@ class ConsumeQueues:
         file_size: int,
         background: Background,
         on_failed: Callable[[BaseException], None],
+        on_no_room: Callable[[BaseException], None],
+        on_delete: Callable[[str], None],
     ) -> None:
+        """`on_no_room`: entries could not be written yet, call `take` and `write` again. `on_delete` hears of a file
+        that is going to be deleted."""
         self.files = QueueFiles(disk, file_size)
         self._disk = disk
         self._background = background
-        self._on_failed = on_failed
+        self._on_failed, self._on_no_room, self._on_delete = on_failed, on_no_room, on_delete
         #: the queues that were used, by topic and queue id
         self.known: dict[tuple[str, int], ConsumeQueue] = {}
         #: queues with a tail
@@ -244,9 +290,19 @@ class ConsumeQueues:
         return queue
 
     def open(self, topic: str, queue_id: int) -> ConsumeQueue:
-        """The queue, for an append: a new one when there is none. Raises OSError."""
+        """The queue, for an append: a new one when there is none. Raises IllegalTopic, OSError."""
         queue = self.known.get((topic, queue_id))
         if queue is None:
+            if (
+                not topic
+                or topic in (".", "..")
+                or "/" in topic
+                or "\0" in topic
+                or len(topic.encode()) > MAX_NAME_BYTES
+            ):
+                raise IllegalTopic(
+                    f"the topic {topic!r} cannot be a directory: it has 1 to {MAX_NAME_BYTES} bytes, and no slash"
+                )
             directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
             low = high = 0
             if starts := files.starts(directory):
@@ -328,7 +384,8 @@ class ConsumeQueues:
         return [(queue, queue.tail_offset, bytes(queue.tail)) for queue in dirty]
 
     def write(self, tails: list[Tail], done: Callable[[], None]) -> None:
-        """Let the background write the tails, some at a time; calls `done` after the last, not after a failure."""
+        """Let the background write the tails, some at a time; calls `done` after the last, not after a failure. What
+        finds no room is `dirty` again."""
         if self._stopped:
             return
         if not tails:
@@ -348,7 +405,14 @@ class ConsumeQueues:
                 self._drop(queue, len(tail))
             self.write(rest, done)
 
-        self._background.run(write, wrote, self._fail)
+        def failed(error: BaseException) -> None:
+            if is_no_room(error) and not self._stopped:
+                self._dirty.update(dict.fromkeys(queue for queue, _, _ in tails))
+                self._on_no_room(error)
+            else:
+                self._fail(error)
+
+        self._background.run(write, wrote, failed)
 
     def _drop(self, queue: ConsumeQueue, size: int) -> None:
         """The first bytes of the tail are in the files now."""
@@ -370,6 +434,67 @@ class ConsumeQueues:
             return
         some, rest = paths[:QUEUES_PER_JOB], paths[QUEUES_PER_JOB:]
         self._background.run(lambda: self.files.sync(some), lambda _: self._sync(rest, done), self._fail)
+
+    # ------------------------------------------------------------------------------------------- cleaning
+
+    def clean(self, first_position: int) -> Reply[int]:
+        """The messages before this log position are going to be deleted: no queue shows them any more, and files that
+        hold no others are deleted, some queues at a time. Answers how many, or fails with OSError."""
+        self.log_first = first_position
+        cleaned: Later[int] = Later()
+        self._background.run(
+            self._on_disk,
+            lambda on_disk: self._clean(list({**dict.fromkeys(on_disk), **self.known}), 0, cleaned),
+            cleaned.fail,
+        )
+        return cleaned
+
+    def _on_disk(self) -> list[tuple[str, int]]:
+        return [
+            (topic, int(name))
+            for topic in self._disk.list(DIRECTORY)
+            for name in self._disk.list(f"{DIRECTORY}/{topic}")
+            if name.isdigit()
+        ]
+
+    def _clean(self, keys: list[tuple[str, int]], deleted: int, cleaned: Later[int]) -> None:
+        if not keys or self._stopped:
+            cleaned.resolve(deleted)
+            return
+        some, rest = keys[:QUEUES_PER_JOB], keys[QUEUES_PER_JOB:]
+        ends, first_position, files = [self._ends(key) for key in some], self.log_first, self.files
+
+        def look() -> list[tuple[int, list[int]]]:
+            return [files.expired(end, first_position) for end in ends]
+
+        def looked(expired: list[tuple[int, list[int]]]) -> None:
+            gone = []
+            for key, end, (low, starts) in zip(some, ends, expired, strict=True):
+                if key in self.known:
+                    self.known[key].min_offset = max(self.known[key].min_offset, low)
+                gone += [(end.directory, start) for start in starts]
+            for directory, start in gone:
+                self._on_delete(f"{directory}/{file_name(start * ENTRY_BYTES)}")
+            if gone:
+                self._background.run(lambda: delete(gone), lambda _: go_on(len(gone)), cleaned.fail)
+            else:
+                go_on(0)
+
+        def delete(gone: list[tuple[str, int]]) -> None:
+            for directory, start in gone:
+                files.unlink(directory, start)
+                self._disk.sync_directory(directory)  # before the next one: no gap may be left
+
+        def go_on(more: int) -> None:
+            self._clean(rest, deleted + more, cleaned)
+
+        self._background.run(look, looked, cleaned.fail)
+
+    def _ends(self, key: tuple[str, int]) -> QueueEnds:
+        queue = self.known.get(key)
+        if queue is None:
+            return QueueEnds(f"{DIRECTORY}/{key[0]}/{key[1]}")
+        return QueueEnds(queue.directory, queue.min_offset, queue.tail_offset, bytes(queue.tail))
 
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:

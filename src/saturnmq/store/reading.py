@@ -163,6 +163,13 @@ def read_record(reader: Reader, file_size: int, position: int, end: int) -> byte
     return head[:size] if size <= len(head) else bytes(reader.log(position, size))
 
 
+def read_position(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
+    """Where in the log the message at this offset, which must be there, stands."""
+    position: int
+    [(position, _, _)] = ENTRY.iter_unpack(reader.entries(queue, offset, 1))
+    return position
+
+
 def read_stored_ms(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
     """When the message at this offset, which must be there, was stored; -1 when its record is damaged or left out."""
     position, size, _ = next(ENTRY.iter_unpack(reader.entries(queue, offset, 1)))

@@ -20,7 +20,7 @@ import msgspec
 from saturnmq.disk.port import Disk
 from saturnmq.kernel.message import StoredMessage
 from saturnmq.store.checkpoint import Abort, Checkpoint
-from saturnmq.store.commitlog import LogReader, list_files, zero_tail
+from saturnmq.store.commitlog import LogReader, zero_tail
 from saturnmq.store.consumequeue import DIRECTORY, ConsumeQueue, ConsumeQueues, MissingEntries
 from saturnmq.store.dispatch import TagsCode, is_queued
 from saturnmq.store.results import StoreRefused
@@ -49,7 +49,7 @@ class Recovery:
     ) -> None:  # fmt: skip
         self._disk, self._log, self._queues = disk, log_reader, queues
         self._checkpoint, self._abort, self._tags_code = checkpoint, abort, tags_code
-        self._files = list_files(disk, log_reader.directory, log_reader.file_size)
+        self._files = log_reader.find_files()
         self._stored_ms = 0
 
     def run(self) -> Recovered:
@@ -179,7 +179,9 @@ class Recovery:
         for position in reversed(self._files):
             if position > end:
                 self._disk.unlink(self._log.path(position))
-        self._disk.sync_directory(self._log.directory)
+        for directory in self._log.directories:
+            if self._disk.exists(directory):
+                self._disk.sync_directory(directory)
         self._files = [position for position in self._files if position <= end]
         zero_tail(self._disk, self._log.path(end), end % self._log.file_size, self._log.file_size)
 

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from saturnmq.disk.openfiles import OpenFiles
 from saturnmq.disk.port import Disk, Lock
 from saturnmq.kernel.clock import Background, Clock, Timer
-from saturnmq.kernel.config import StoreConfig
+from saturnmq.kernel.config import GIB, StoreConfig
 from saturnmq.kernel.errors import BodyTooLarge, PropertiesTooLarge, SaturnError, ServiceUnavailable, SystemBusy
 from saturnmq.kernel.host import Address, pack
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Later, Reply, after, chain, gather, hear
 from saturnmq.kernel.message import Appended, Message
+from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Boundary
 from saturnmq.store import foreign
 from saturnmq.store.checkpoint import Abort, Checkpoint
-from saturnmq.store.commitlog import BLANK_BYTES, CommitLog
+from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, log_directories
 from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
 from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
 from saturnmq.store.flush import GroupCommit
@@ -38,11 +39,14 @@ from saturnmq.store.reading import (
     Reader,
     find_messages,
     find_time,
+    read_position,
     read_record,
     read_stored_ms,
 )
 from saturnmq.store.recovery import Recovery
 from saturnmq.store.results import Arrival, Found, FoundStatus, StoreRefused
+from saturnmq.store.retention import Retention
+from saturnmq.store.space import DiskSpace, is_no_room
 from saturnmq.wire.record import MAX_PROPERTIES_BYTES, encode, size_of
 
 __all__ = ["Arrival", "Found", "FoundStatus", "Store", "StoreRefused"]
@@ -51,6 +55,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: what counts as in memory, of the log's end
+RECENT_BYTES = GIB
 #: descriptors kept open for reading
 OPEN_FILES = 512
 #: queue entries that may wait for their write (20 bytes each); above it the disk is too slow for what comes in
@@ -90,13 +96,30 @@ class Store:
         self._delays_ms = parse_delays(config.message_delay_level)
         self._max_body = config.max_message_size
         self._max_record = config.mapped_file_size_commit_log - BLANK_BYTES
-        directory = config.store_path_commit_log or "commitlog"
-        self._log = CommitLog(disk, directory, config.mapped_file_size_commit_log, reader)
+        writable, read_only = log_directories(config)
+        self._log = CommitLog(
+            disk, writable[0], config.mapped_file_size_commit_log, reader, others=writable[1:], read_only=read_only
+        )
         queue_file_size = -(-config.mapped_file_size_consume_queue // ENTRY_BYTES) * ENTRY_BYTES
-        self._queues = ConsumeQueues(disk, queue_file_size, reader, self._fail)
         self._open_files = OpenFiles(disk, OPEN_FILES)
+        self._queues = ConsumeQueues(
+            disk,
+            queue_file_size,
+            reader,
+            on_failed=self._fail,
+            on_no_room=self._queues_found_no_room,
+            on_delete=self._open_files.drop,
+        )
         self._hot = HotReader(self._log, self._queues.files, self._open_files)
         self._index = Index(disk, config, self._log, clock, reader, self._arm)
+        self._space = DiskSpace(disk, writable, config, clock, reader, self._looked_at_disk)
+        self._retention = Retention(
+            disk, self._log, self._queues, self._index, self._space, config, clock, reader,
+            flush=self.flush, on_delete=self._open_files.drop,
+        )  # fmt: skip
+        #: who is asked before old messages are deleted
+        self.lodgers = self._retention.lodgers
+        self.clean = self._retention.clean
         self._lock: Lock | None = None
         self._checkpoint: Checkpoint
         self._abort: Abort
@@ -104,6 +127,10 @@ class Store:
         #: why there are no more appends
         self._refusal: str | None = "the store is not open"
         self._failed = False
+        #: why there are no more appends until there is room on the disk; then records that are appended could not even
+        #: be written, or they can and only new messages are refused
+        self._short: str | None = None
+        self._stuck = False
         #: appended, not yet seen by readers
         self._rows: deque[_Row] = deque()
         self._turn_ends = False
@@ -133,8 +160,6 @@ class Store:
         self._lock = lock
 
     def _refuse_foreign(self) -> None:
-        if "," in self._config.store_path_commit_log:
-            raise StoreRefused("storePathCommitLog names several directories; SaturnMQ keeps the commit log in one")
         foreign.refuse(self.disk)
 
     def _recover(self) -> None:
@@ -159,12 +184,19 @@ class Store:
         self._abort.write()
         self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
         self._refusal = None
+        self._space.start()
+        self._retention.start()
         self._index.open(crashed=self._abort.present, ours=self._abort.ours, checkpoint_ms=checkpoint.index_ms)
 
     def stop(self) -> Reply[None]:
         """Refuse appends from now on; answers when all is durable and no thread works for the store any more."""
         self._refusal = self._refusal or "the broker is stopping"
-        if self._failed:
+        self._space.stop()
+        return chain(self._retention.stop(), lambda _: self._stop())
+
+    def _stop(self) -> Reply[None]:
+        self._write()
+        if self._failed or self._stuck:
             return None
         idle = self._idle = Later[None]()
 
@@ -189,10 +221,14 @@ class Store:
             self._tick.cancel()
         self._write()
         busy = self._commit.syncing or self._writing_queues
-        if not busy and not self._failed:
+        if self._stuck:
+            log.error("messages of the last moments are lost: %s", self._short)
+        elif not busy and not self._failed:
             self._close_cleanly()
         self._commit.stop(ServiceUnavailable(self._refusal))
         self._queues.stop()
+        self._space.stop()
+        self._retention.stop()
         self._index.close()
         self._log.close()
         self._open_files.close()
@@ -219,6 +255,7 @@ class Store:
         self._refusal = f"{_describe(error)}; the broker takes no messages until it is restarted"
         log.error("%s", self._refusal)
         self._queues.stop()
+        self._retention.stop()
         self._index.stop()
         self._commit.stop(ServiceUnavailable(self._refusal))
         if self._idle is not None and self._idle.pending:
@@ -236,15 +273,21 @@ class Store:
         """Where the next record will begin, or its file."""
         return self._log.end
 
-    def append(self, messages: Sequence[Message]) -> list[Appended]:
-        """Give each message the next offset of its queue and its place in the log; readers see it later. Raises
-        BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and messages before
-        the one that found no room may be stored."""
+    def append(self, messages: Sequence[Message], *, urgent: bool = False) -> list[Appended]:
+        """Give each message the next offset of its queue and its place in the log; readers see it later. `urgent`: what
+        consumers need to come to an end with what they have, taken as long as there is any room at all. Raises
+        IllegalTopic, BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and
+        messages before the one that found no room may be stored."""
+        if self._short is not None and (self._stuck or not urgent):
+            raise ServiceUnavailable(self._short)
         sizes = self._check(messages)
         commit_log, queues, store_host = self._log, self._queues.known, self.store_host
         now_ms = self._clock.now_ms()
         stored_ms = self._stored_ms = now_ms if now_ms > self._stored_ms else self._stored_ms
         appended = []
+        if not self._turn_ends:
+            self._turn_ends = True
+            self._clock.call_soon(self._end_turn)
         for message, size in zip(messages, sizes, strict=True):
             topic, queue_id = message.topic, message.queue_id
             try:
@@ -269,9 +312,6 @@ class Store:
                 code = tags_code(topic, properties, stored_ms, self._delays_ms)
                 self._rows.append((position + size, position, size, queue, offset, code, properties, stored_ms))
             appended.append(Appended(position, size, queue_id, offset, stored_ms))
-        if not self._turn_ends:
-            self._turn_ends = True
-            self._clock.call_soon(self._end_turn)
         return appended
 
     def _check(self, messages: Sequence[Message]) -> list[int]:
@@ -304,7 +344,20 @@ class Store:
     def _no_room(self, error: OSError) -> ServiceUnavailable:
         if self._log.broken:
             self._fail(error)
-        return ServiceUnavailable(_describe(error))
+        return ServiceUnavailable(self._space.explain(error) if is_no_room(error) else _describe(error))
+
+    def _looked_at_disk(self) -> None:
+        """There is room, or there is not."""
+        self._log.full = self._space.full
+        if self._stuck:
+            self._write()
+        if not self._stuck:
+            self._short = self._space.refusal
+
+    def _queues_found_no_room(self, error: BaseException) -> None:
+        """The entries wait in memory; a log that cannot grow does not let them become many."""
+        log.warning("consume queues cannot be written yet: %s", error)
+        self._rest()
 
     def _end_turn(self) -> None:
         self._turn_ends = False
@@ -317,8 +370,13 @@ class Store:
         try:
             self._log.write()
         except OSError as error:
-            self._fail(error)
+            if self._log.broken:
+                self._fail(error)
+            elif not self._stuck:
+                self._stuck, self._short = True, self._space.explain(error)
+                log.error("%s", self._short)
             return
+        self._stuck = False
         if not self._sync_flush:
             self._show(self._log.written)
         if self._log.written > self._commit.flushed:
@@ -334,8 +392,8 @@ class Store:
     def flush(self) -> Reply[None]:
         """Answers when everything appended so far is durable. Fails with ServiceUnavailable."""
         self._write()
-        if self._failed:
-            raise ServiceUnavailable(self._refusal)
+        if self._failed or self._stuck:
+            raise ServiceUnavailable(self._refusal if self._failed else self._short)
         reply = self._commit.wait(self._log.end, None, timeout=False)
         self._commit.sync()
         return reply
@@ -368,7 +426,7 @@ class Store:
     # ---------------------------------------------------------------------------- queues and index to disk, checkpoint
 
     def _arm(self) -> None:
-        if self._tick is None and not self._writing_queues:
+        if self._tick is None and not self._writing_queues and not self._failed:
             self._tick = self._clock.call_at(
                 self._clock.now_ms() + self._config.flush_interval_consume_queue, self._write_queues
             )
@@ -377,6 +435,10 @@ class Store:
         """Bring the tails into the files, once their records are durable; sometimes make the files durable too."""
         self._tick = None
         if self._failed or self._refusal is not None:
+            return
+        self._write()
+        if self._failed or self._stuck:
+            self._arm()
             return
         self._writing_queues = True
         seen_ms, tails, writes = self._seen_ms, self._queues.take(), self._index.take()
@@ -454,7 +516,7 @@ class Store:
                 positions=positions,
             )
 
-        return self._read(find, queue)
+        return self._read(find, lambda: self.get(topic, queue_id, offset, max_messages, max_bytes, codes), queue)
 
     def record_at(self, commit_log_offset: int) -> Reply[bytes | None]:
         """The record that begins at this log position, durable or not; None when none does."""
@@ -463,7 +525,10 @@ class Store:
         if commit_log_offset >= self._log.written:
             self._write()
         end, file_size = self._log.written, self._log.file_size
-        return self._read(lambda reader: read_record(reader, file_size, commit_log_offset, end))
+        return self._read(
+            lambda reader: read_record(reader, file_size, commit_log_offset, end),
+            lambda: self.record_at(commit_log_offset),
+        )
 
     def min_offset(self, topic: str, queue_id: int) -> int:
         """Of the oldest message kept; 0 of an unknown queue."""
@@ -482,14 +547,22 @@ class Store:
         if queue is None:
             return 0
         low, high = queue.min_offset, queue.max_offset
-        return self._read(lambda reader: find_time(reader, queue, low, high, stored_ms, boundary), queue)
+        return self._read(
+            lambda reader: find_time(reader, queue, low, high, stored_ms, boundary),
+            lambda: self.offset_by_time(topic, queue_id, stored_ms, boundary),
+            queue,
+        )
 
     def stored_ms_at(self, topic: str, queue_id: int, offset: int) -> Reply[int]:
         """When the message was stored; -1 when there is none."""
         queue = self._queues.find(topic, queue_id)
         if queue is None or not queue.min_offset <= offset < queue.max_offset:
             return -1
-        return self._read(lambda reader: read_stored_ms(reader, queue, offset), queue)
+        return self._read(
+            lambda reader: read_stored_ms(reader, queue, offset),
+            lambda: self.stored_ms_at(topic, queue_id, offset),
+            queue,
+        )
 
     def query(
         self, topic: str, key: str, max_count: int, begin_ms: int, end_ms: int, kind: KeyKind = KeyKind.KEY
@@ -505,12 +578,11 @@ class Store:
             chains = self._index.chains(query, cold=False)
             return find_by_key(self._hot, chains, query, first, end, file_size, cold=False)
         except Cold:
-            later: Later[list[bytes]] = Later()
             chains, reader = self._index.chains(query, cold=True), ColdReader(self._log, self._queues.files, None)
-            self._background.run(
-                lambda: find_by_key(reader, chains, query, first, end, file_size, cold=True), later.resolve, later.fail
+            return self._read_cold(
+                lambda: find_by_key(reader, chains, query, first, end, file_size, cold=True),
+                lambda: self.query(topic, key, max_count, begin_ms, end_ms, kind),
             )
-            return later
 
     @property
     def indexed(self) -> tuple[int, int]:
@@ -521,14 +593,66 @@ class Store:
         """Ids of the topic's queues that hold data, or did."""
         return self._queues.ids(topic)
 
-    def _read(self, look: Callable[[Reader], T], queue: ConsumeQueue | None = None) -> Reply[T]:
+    def position_at(self, topic: str, queue_id: int, offset: int) -> Reply[int]:
+        """Where the message stands in the log; -1 when there is none."""
+        queue = self._queues.find(topic, queue_id)
+        if queue is None or not queue.min_offset <= offset < queue.max_offset:
+            return -1
+        return self._read(
+            lambda reader: read_position(reader, queue, offset),
+            lambda: self.position_at(topic, queue_id, offset),
+            queue,
+        )
+
+    def is_recent(self, topic: str, queue_id: int, offset: int) -> bool:
+        """Whether the log has grown by less than RECENT_BYTES since the message was stored: the message counts as in
+        memory (Apache's checkInStoreByConsumeOffset, by which a new group begins at 0). False when there is none."""
+        if self._log.end - self._log.first <= RECENT_BYTES:
+            return self.min_offset(topic, queue_id) <= offset < self.max_offset(topic, queue_id)
+        position = self.position_at(topic, queue_id, offset)
+        return not isinstance(position, Later) and position >= self._log.end - RECENT_BYTES
+
+    def first_position(self, places: Iterable[tuple[str, int, int]], end: int) -> Reply[int]:
+        """The lowest log position of these messages (topic, queue id, queue offset), or `end` when that is lower. What
+        a lodger answers."""
+        positions = gather([self.position_at(*place) for place in places])
+        return after(positions, lambda found: min(position for position in (*found, end) if position >= 0))
+
+    def _read(
+        self, look: Callable[[Reader], T], again: Callable[[], Reply[T]], queue: ConsumeQueue | None = None
+    ) -> Reply[T]:
         try:
             return look(self._hot)
         except Cold:
-            later: Later[T] = Later()
             reader = ColdReader(self._log, self._queues.files, queue)
-            self._background.run(lambda: look(reader), later.resolve, later.fail)
-            return later
+            return self._read_cold(lambda: look(reader), again, queue)
+
+    def _read_cold(
+        self, look: Callable[[], T], again: Callable[[], Reply[T]], queue: ConsumeQueue | None = None
+    ) -> Reply[T]:
+        """In a thread. When the file that it wants is deleted before it comes to it, begin `again`."""
+        later: Later[T] = Later()
+        first, low = self._log.first, 0 if queue is None else queue.min_offset
+
+        def failed(error: BaseException) -> None:
+            if isinstance(error, FileNotFoundError) and (
+                self._log.first > first or (queue is not None and queue.min_offset > low)
+            ):
+                try:
+                    hear(again(), later.resolve, later.fail)
+                except OSError as new_error:
+                    later.fail(new_error)
+            else:
+                later.fail(error)
+
+        self._background.run(look, later.resolve, failed)
+        return later
+
+    def measure(self, metrics: Metrics) -> None:
+        """Show what the store's files take."""
+        metrics.gauge("saturnmq_commit_log_min_offset", "Log position of the oldest byte kept", lambda: self._log.first)
+        metrics.gauge("saturnmq_commit_log_max_offset", "Log position of the next message", lambda: self._log.end)
+        self._space.measure(metrics)
 
 
 def _outside(offset: int, low: int, high: int) -> Found:

@@ -61,14 +61,14 @@ def test_a_value_that_cannot_be_read_names_its_key(key: str, value: str, reason:
 
 
 def test_misspelt_settings_are_guessed_and_the_others_named_in_one_line() -> None:
-    names = ["nameSrvAddr", "brokerName", "deleteWhen", "mapedFileSizeCommitLog", "fileReservedTime"]
+    names = ["nameSrvAddr", "brokerName", "useTLS", "mapedFileSizeCommitLog", "waitTimeMillsInSendQueue"]
     environment = ["SATURNMQ_FLUSH_DISK_TYP", "SATURNMQ_FLUSH_DISK_TYPE", "SATURNMQ_SERVICE_HOST", "HOME"]
     assert warnings(names, environment, BrokerConfig, StoreConfig) == [
         "the setting nameSrvAddr is unknown and has no effect; did you mean namesrvAddr?",
         "the setting mapedFileSizeCommitLog is unknown and has no effect; did you mean mappedFileSizeCommitLog?",
         "the environment variable SATURNMQ_FLUSH_DISK_TYP is unknown and has no effect; "
         "did you mean SATURNMQ_FLUSH_DISK_TYPE?",
-        "settings without effect in this version of SaturnMQ: deleteWhen, fileReservedTime",
+        "settings without effect in this version of SaturnMQ: useTLS, waitTimeMillsInSendQueue",
     ]
 
 

@@ -176,8 +176,6 @@ def test_foreign_formats_are_refused_by_name() -> None:
     stage.disk.create("consumequeue/CURRENT").close()
     with pytest.raises(StoreRefused, match="RocksDB"):
         stage.open()
-    with pytest.raises(StoreRefused, match="storePathCommitLog"):
-        Stage(store_path_commit_log="a,b").open()
 
 
 def test_the_log_may_live_elsewhere() -> None:
