@@ -46,7 +46,7 @@ from saturnmq.broker.revivelog import ORDER_REVIVE_QUEUE, ReviveLog, ReviveRecor
 from saturnmq.broker.topics import TopicTable, revive_topic
 from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock
-from saturnmq.kernel.config import GIB, BrokerConfig
+from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.errors import (
     GroupNotFound,
     InvalidParameter,
@@ -69,8 +69,6 @@ log = logging.getLogger(__name__)
 MAX_MESSAGES = 32
 #: reads of one pop that its filter took nothing of, before it lets others have their turn
 _READS = 16
-#: a message that the log has not grown by more than this since it was stored counts as in memory
-_RECENT_BYTES = GIB
 #: distances of messages from the start of their check point are Java ints
 _MAX_DISTANCE = 0x7FFFFFFF
 
@@ -273,16 +271,11 @@ class Pops:
         return queues
 
     def _first_offset(self, queue: GroupQueue, from_latest: bool) -> int:
-        """PopMessageProcessor#getInitOffset. "In memory" is here: among the last bytes of the log, and no cold read."""
-        first = self._store.min_offset(queue.topic, queue.queue_id)
+        """PopMessageProcessor#getInitOffset."""
         if not from_latest:
-            return first
-        if self._config.init_pop_offset_by_check_msg_in_mem and first <= 0:
-            found = self._store.get(queue.topic, queue.queue_id, 0, 1, 1)
-            if isinstance(found, Later):
-                found.cancel()
-            elif found.positions and self._store.end - found.positions[0] <= _RECENT_BYTES:
-                return 0
+            return self._store.min_offset(queue.topic, queue.queue_id)
+        if self._config.init_pop_offset_by_check_msg_in_mem and self._store.is_recent(queue.topic, queue.queue_id, 0):
+            return 0
         return max(0, self._store.max_offset(queue.topic, queue.queue_id) - 1)
 
     def _place(self, queue: GroupQueue, offset: int) -> None:

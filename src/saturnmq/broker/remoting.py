@@ -27,7 +27,6 @@ from saturnmq.broker.remoting_clients import ClientHandlers
 from saturnmq.broker.remoting_pop import PopHandlers
 from saturnmq.broker.remoting_query import QueryHandlers
 from saturnmq.kernel import properties as names
-from saturnmq.kernel.config import GIB
 from saturnmq.kernel.errors import (
     FlushTimeout,
     GroupNotFound,
@@ -53,7 +52,6 @@ from saturnmq.kernel.ports import (
 from saturnmq.kernel.subscription import TAG, Subscription, subscribe
 from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig, check_group, check_topic
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
-from saturnmq.store.results import Found
 from saturnmq.wire.record import decode_batch
 from saturnmq.wire.remoting.bodies import decode, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
@@ -66,8 +64,6 @@ _V3_4_9 = 121
 COMMIT_OFFSET = 0x1
 SUSPEND = 0x2
 SUBSCRIPTION = 0x4
-#: a message that the log has not grown by more than this since it was stored counts as in memory
-_RECENT_BYTES = GIB
 #: a held pull where longPollingEnable is off (shortPollingTimeMills)
 _SHORT_POLL_MS = 1_000
 
@@ -303,7 +299,7 @@ class OffsetHandlers:
     def __init__(self, broker: Broker) -> None:
         self._broker, self._store = broker, broker.store
 
-    def committed(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+    def committed(self, command: Command, connection: RemotingConnection) -> Response:
         """A group that never committed begins at 0 when the first message is a recent one, else it decides itself."""
         header = msgspec.convert(command.fields, OffsetHeader, strict=False)
         topic, queue_id = header.topic, header.queue_id
@@ -312,10 +308,7 @@ class OffsetHandlers:
             return _offset(offset)
         if header.set_zero_if_not_found is False:
             raise NotFound("Not found, do not set to zero, maybe this group boot first")
-        return after(self._store.get(topic, queue_id, 0, 1, 1), self._first_found)
-
-    def _first_found(self, found: Found) -> Response:
-        if found.min_offset > 0 or not found.positions or self._store.end - found.positions[0] > _RECENT_BYTES:
+        if not self._store.is_recent(topic, queue_id, 0):
             raise NotFound("Not found, maybe this group consumer boot first")
         return _offset(0)
 
