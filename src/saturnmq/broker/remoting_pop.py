@@ -17,7 +17,6 @@ import msgspec
 
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.headers import AckHeader, BatchAck, BatchAckBody, ChangeInvisibleHeader, PopHeader
-from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Reply, after, gather
@@ -25,7 +24,6 @@ from saturnmq.kernel.ports import Delivery, InvisibleChanged, Popped, PopRequest
 from saturnmq.kernel.subscription import subscribe
 from saturnmq.kernel.topic import pop_retry_topic
 from saturnmq.net.remoting_connection import RemotingConnection
-from saturnmq.wire import record
 from saturnmq.wire.remoting.bodies import decode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
@@ -108,32 +106,7 @@ class PopHandlers:
             fields["orderCountInfo"] = ";".join(
                 entry for (kind, _), messages in queues.items() for entry in _order_counts(kind, messages)
             )
-        return Response(fields=fields, body=b"".join([self._record(request, result, one) for one in result.messages]))
-
-    def _record(self, request: PopRequest, result: PopResult, popped: Popped) -> bytes:
-        """As it stands in the log; one from a retry topic says that it is of the topic that was asked for."""
-        if popped.topic_kind is TopicKind.NORMAL:
-            return popped.record
-        stored = record.decode(popped.record)
-        properties = names.decode(stored.properties)
-        properties.setdefault(
-            names.POP_CK,
-            ReceiptHandle(
-                start_offset=popped.start_offset,
-                pop_ms=result.pop_ms,
-                invisible_ms=result.invisible_ms,
-                revive_queue_id=result.revive_queue_id,
-                topic_kind=popped.topic_kind,
-                broker_name=self._broker.name,
-                queue_id=popped.queue_id,
-                queue_offset=popped.queue_offset,
-            )
-            .encode()
-            .rpartition(" ")[0],  # without the ninth field, which is the Proxy's
-        )
-        return record.encode_stored(
-            msgspec.structs.replace(stored, topic=request.topic, properties=names.encode(properties))
-        )
+        return Response(fields=fields, body=b"".join([message.record for message in result.messages]))
 
 
 def _order_counts(kind: int, messages: list[Popped]) -> Iterator[str]:
