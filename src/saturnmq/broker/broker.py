@@ -20,7 +20,7 @@ from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Reply, chain
+from saturnmq.kernel.later import Reply, chain, gather
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig
@@ -47,12 +47,15 @@ class Broker:
         self.name = config.broker_name
         self.config, self.store, self.clock = config, store, clock
 
-        self.topics = TopicTable(config, store.disk, clock)
-        self.groups = GroupTable(config, store.disk, clock)
+        self.topics = TopicTable(config, store.disk, clock, store.background)
+        self.groups = GroupTable(config, store.disk, clock, store.background)
         self.offsets = OffsetTable(store.disk, clock, store.flush, store.config.flush_interval_config, store.background)
         self.delays = DelayLevels(store, clock, store.config.message_delay_level)
         for table in (self.topics, self.groups, self.offsets, self.delays):
             table.load()
+        for topic in store.topics():
+            if self.topics.get(topic) is None and (queues := store.queues(topic)):
+                self.topics.restore(topic, queues[-1] + 1)
 
         self.clients = ClientTable(self.groups, self.topics, clock, config.channel_expired_timeout)
         self.locks = QueueLocks(clock, config.lock_max_live_time)
@@ -74,6 +77,9 @@ class Broker:
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
         store.on_arrival = self._arrived
+        store.lodgers["delayed messages"] = self.delays.pending_from
+        store.lodgers["messages in flight"] = self.pops.pending_from
+        store.measure(metrics)
 
     def start(self) -> Reply[None]:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
@@ -94,9 +100,8 @@ class Broker:
         self.clients.stop()
         self.delays.stop()
         self.pops.stop()
-        self.topics.write()
-        self.groups.write()
-        return chain(self.offsets.write(), lambda _: self.delays.write())
+        written = gather([self.topics.write(), self.groups.write(), self.offsets.write()])
+        return chain(written, lambda _: self.delays.write())
 
     def topic_config(self, topic: str) -> TopicConfig | None:
         return self.topics.get_or_create(topic)

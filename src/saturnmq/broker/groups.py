@@ -10,9 +10,10 @@ import msgspec
 from saturnmq.broker.attributes import GROUP_ATTRIBUTES, alter
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.clock import Background, Clock
 from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.errors import IllegalGroup
+from saturnmq.kernel.later import Reply
 from saturnmq.kernel.topic import DataVersion, GroupConfig, check_group, is_system_group
 from saturnmq.wire.remoting.bodies import encode
 
@@ -46,12 +47,12 @@ class _File(msgspec.Struct, rename="camel"):
 class GroupTable:
     """Owns the group configs and `config/subscriptionGroup.json` (subscription/SubscriptionGroupManager.java)."""
 
-    def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock) -> None:
+    def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock, background: Background | None = None) -> None:
         self._clock = clock
         self._creates = config.auto_create_subscription_group or config.dev_auto_create
         self._groups = {name: GroupConfig(group_name=name) for name in SYSTEM_GROUPS}
         self._forbidden: dict[str, dict[str, int]] = {}
-        self._file = JsonFile(disk, clock, "subscriptionGroup.json", self._encode)
+        self._file = JsonFile(disk, clock, "subscriptionGroup.json", self._encode, background=background)
         self.version = DataVersion(timestamp=clock.now_ms())
 
     @property
@@ -67,8 +68,8 @@ class GroupTable:
             self._forbidden = stored.forbidden_table
             self.version = stored.data_version
 
-    def write(self) -> None:
-        self._file.write()
+    def write(self) -> Reply[None]:
+        return self._file.write()
 
     def exists(self, name: str) -> bool:
         return name in self._groups

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 RETRY_MS = 5_000
 
 
+#: a table rests so many times as long as its last write took
+_REST = 9
+
+
 class JsonFile:
     """One JSON file and its predecessor, `.bak` (common/ConfigManager.java).
 
@@ -47,6 +51,9 @@ class JsonFile:
         self._timer: Timer | None = None
         #: who waits for the write after the one under way; None while there is none
         self._waiting: list[Later[None]] | None = None
+        #: when the write under way began, and when the next one may: what a long table costs stays a small part of the
+        #: time, however often it changes
+        self._begun_ms = self._next_ms = 0
 
     def read(self) -> Any:
         """The parsed file, else its predecessor, else None when there was none. Raises ValueError: both are broken."""
@@ -67,7 +74,7 @@ class JsonFile:
     def changed(self) -> None:
         """See to it that the table is written in time. Cheap to call often."""
         if self._timer is None:
-            self._schedule(self._delay_ms)
+            self._schedule(max(self._delay_ms, self._next_ms - self._clock.now_ms()))
 
     def write(self) -> Reply[None]:
         """Write now what changed since the last write. Answers when that is on disk, or failed and will be repeated."""
@@ -79,6 +86,7 @@ class JsonFile:
             return None
         self._timer.cancel()
         self._timer = None
+        self._begun_ms = self._clock.now_ms()
         data = self._encode()
         self._waiting = []
         written: Later[None] = Later()
@@ -89,7 +97,7 @@ class JsonFile:
         return written if written.pending else None
 
     def _schedule(self, delay_ms: int) -> None:
-        if delay_ms:
+        if delay_ms > 0:
             self._timer = self._clock.call_at(self._clock.now_ms() + delay_ms, self._due)
         else:
             self._timer = self._clock.call_soon(self._due)
@@ -115,6 +123,8 @@ class JsonFile:
             self._over(written)
 
     def _over(self, written: Later[None], error: BaseException | None = None) -> None:
+        now_ms = self._clock.now_ms()
+        self._next_ms = now_ms + _REST * (now_ms - self._begun_ms)
         if error is not None:
             log.error("%s was not written, trying again in %d ms: %s", self._path, RETRY_MS, error)
             if self._timer is None:

@@ -216,6 +216,25 @@ class Leases:
             owner for offset, owner in islice(self._needed[revive_queue_id].items(), most) if offset < revive_offset
         ]
 
+    def first_records(self, revive_queue_id: int, most: int) -> list[tuple[int, CheckPoint | GroupQueue]]:
+        """The oldest records that a restart needs, at most so many: offset in the revive queue, and whose it is."""
+        return list(islice(self._needed[revive_queue_id].items(), most))
+
+    def needs(self, revive_queue_id: int, revive_offset: int, owner: CheckPoint | GroupQueue) -> bool:
+        """Whether a restart still needs this record of it."""
+        return self._needed[revive_queue_id].get(revive_offset) is owner
+
+    def oldest_pending(self, now_ms: int) -> list[tuple[str, int, int]]:
+        """Topic, queue id and offset of the oldest message of each group that is in flight. A FIFO batch whose leases
+        are over is not: it waits like all that comes behind it."""
+        oldest = []
+        for queue in self._queues.values():
+            if queue.leases:
+                oldest.append((queue.topic, queue.queue_id, min(queue.leases)))
+            if queue.order is not None and queue.order.free_at_ms > now_ms:
+                oldest.append((queue.topic, queue.queue_id, queue.order.remaining()[0]))
+        return oldest
+
     def moved(self, check_point: CheckPoint, revive_offset: int) -> None:
         """What is left of it was written again, at `revive_offset`."""
         needed = self._needed[check_point.revive_queue_id]

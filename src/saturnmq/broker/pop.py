@@ -184,6 +184,10 @@ class Pops:
         """Rebuild the leases from the log, and watch over them. Until it answers, requests are refused."""
         return after(self._log.replay(self._clock.now_ms()), lambda _: self._revival.watch())
 
+    def pending_from(self, end: int) -> Reply[int]:
+        """`store.retention.Lodger`"""
+        return self._log.pending_from(end)
+
     def stop(self) -> None:
         """No more leases end; the offsets know how far a restart must read. They must be written after it."""
         self._revival.stop()

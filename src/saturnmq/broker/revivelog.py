@@ -35,7 +35,7 @@ from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import SaturnError, ServiceUnavailable
 from saturnmq.kernel.handle import TopicKind
-from saturnmq.kernel.later import Later, Reply, after, chain
+from saturnmq.kernel.later import Later, Reply, after, chain, gather
 from saturnmq.kernel.message import Appended, Message, StoredMessage
 from saturnmq.kernel.topic import REVIVE_GROUP, pop_retry_topic
 from saturnmq.store.results import Found
@@ -278,7 +278,7 @@ class ReviveLog:
 
     def append(self, messages: list[Message]) -> list[Appended]:
         """Revive records, perhaps with messages that belong to them. Raises ServiceUnavailable."""
-        appended = self._store.append(messages)
+        appended = self._store.append(messages, urgent=True)
         for place, message in zip(appended, messages, strict=True):
             if message.topic == self._topic:
                 self._ends[place.queue_id] = place.queue_offset + 1
@@ -340,6 +340,37 @@ class ReviveLog:
                 end = self._records.revived(owner, [offset], now_ms)
             place, _ = self.append([self._records.check_point(owner, [offset], now_ms, again=True), end])
             self._leases.moved(owner, place.queue_offset)
+
+    # --------------------------------------------------------------------------------------------- retention
+
+    def pending_from(self, end: int) -> Reply[int]:
+        """`store.retention.Lodger`: of messages in flight, and of what a restart needs to know of them."""
+        if not self._ready:
+            return 0
+        now_ms = self._clock.now_ms()
+        records = [
+            (revive_queue_id, offset, owner)
+            for revive_queue_id in range(len(self._ends))
+            for offset, owner in self._leases.first_records(revive_queue_id, _COMPACT_RECORDS)
+            if not _is_in_flight(owner, now_ms)
+        ]
+        positions = gather([self._store.position_at(self._topic, queue_id, at) for queue_id, at, _ in records])
+        return chain(positions, lambda found: self._make_way(end, records, found))
+
+    def _make_way(
+        self, end: int, records: list[tuple[int, int, CheckPoint | GroupQueue]], positions: list[int]
+    ) -> Reply[int]:
+        """Write those records again that would go for nobody's sake: a FIFO group that nobody consumes, a lease that is
+        over."""
+        now_ms = self._clock.now_ms()
+        for (revive_queue_id, offset, owner), position in zip(records, positions, strict=True):
+            if position < end and self._leases.needs(revive_queue_id, offset, owner):
+                self._write_again(owner, now_ms)
+        places = self._leases.oldest_pending(now_ms)
+        for revive_queue_id in range(len(self._ends)):
+            for offset, _ in self._leases.first_records(revive_queue_id, 1):
+                places.append((self._topic, revive_queue_id, offset))
+        return self._store.first_position(places, end)
 
     # ----------------------------------------------------------------------------------------------- restart
 
@@ -478,6 +509,12 @@ class _Replay:
         queue.committed, queue.next_offset = body.committed, body.next_offset
         order = None if body.order is None or not body.order.offsets else body.order.order()
         self._leases.put_order(queue, order, message.queue_id, message.queue_offset)
+
+
+def _is_in_flight(owner: CheckPoint | GroupQueue, now_ms: int) -> bool:
+    if isinstance(owner, CheckPoint):
+        return owner.pending > 0
+    return owner.order is not None and owner.order.free_at_ms > now_ms
 
 
 def compact(offsets: list[int]) -> Sequence[int]:

@@ -106,6 +106,17 @@ class DelayLevels:
     def write(self) -> Reply[None]:
         return self._file.write()
 
+    def pending_from(self, end: int) -> Reply[int]:
+        """`store.retention.Lodger`: of messages that are not delivered yet."""
+        store = self._store
+        return store.first_position(
+            [
+                (SCHEDULE_TOPIC, queue_id, max(level.offset, store.min_offset(SCHEDULE_TOPIC, queue_id)))
+                for queue_id, level in enumerate(self._levels)
+            ],
+            end,
+        )
+
     def postpone(self, message: Message, level: int) -> None:
         """Turn the message into one that comes back to its topic and queue after the level's delay."""
         level = min(level, self.most)

@@ -10,9 +10,10 @@ import msgspec
 from saturnmq.broker.attributes import TOPIC_ATTRIBUTES, alter
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.clock import Background, Clock
 from saturnmq.kernel.config import BrokerConfig
-from saturnmq.kernel.errors import IllegalTopic
+from saturnmq.kernel.errors import IllegalTopic, InvalidParameter
+from saturnmq.kernel.later import Reply
 from saturnmq.kernel.topic import (
     BENCHMARK_TOPIC,
     DEFAULT_TOPIC,
@@ -62,14 +63,17 @@ class _File(msgspec.Struct, rename="camel"):
 class TopicTable:
     """Owns the topic configs and `config/topics.json` (broker/topic/TopicConfigManager.java).
 
-    A change is on disk at the end of the turn: the messages of a topic that a restart forgot could not be reached.
+    A change is written at the end of the turn, or of a pause in proportion to the length of the table. What a crash
+    makes it forget of that is made again of the queues that are there: no message is out of reach.
     """
 
-    def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock) -> None:
+    def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock, background: Background | None = None) -> None:
         self._config, self._clock = config, clock
         self._topics: dict[str, TopicConfig] = {topic.topic_name: topic for topic in _system_topics(config)}
         self._own = {config.broker_cluster_name, config.broker_name, reply_topic(config.broker_cluster_name)}
-        self._file = JsonFile(disk, clock, "topics.json", self._encode)
+        self._file = JsonFile(disk, clock, "topics.json", self._encode, background=background)
+        #: queues of all topics
+        self._queues = sum(map(_queues_of, self._topics.values()))
         self.version = DataVersion(timestamp=clock.now_ms())
         #: told of every new and changed topic; set by the registration
         self.on_change: Callable[[TopicConfig], None] = lambda topic: None
@@ -86,9 +90,25 @@ class TopicTable:
             self._topics.update(stored.topic_config_table)
             self.version = stored.data_version
             self.version.bump(self._clock.now_ms())
+            self._queues = sum(map(_queues_of, self._topics.values()))
 
-    def write(self) -> None:
-        self._file.write()
+    def restore(self, name: str, queue_nums: int) -> None:
+        """Make a topic again of which only its messages are left. It takes messages of all types: which it took is not
+        known any more."""
+        log.warning(
+            "topic %s has messages and no settings, as after a crash: made again, with %d queues", name, queue_nums
+        )
+        self.put(
+            TopicConfig(
+                topic_name=name,
+                read_queue_nums=queue_nums,
+                write_queue_nums=queue_nums,
+                attributes={"message.type": MessageType.MIXED.value},
+            )
+        )
+
+    def write(self) -> Reply[None]:
+        return self._file.write()
 
     def get(self, name: str) -> TopicConfig | None:
         return self._topics.get(name)
@@ -102,7 +122,9 @@ class TopicTable:
 
     def put(self, topic: TopicConfig) -> None:
         """Add or replace it as it is."""
-        log.info("topic %s: %s", "changed" if topic.topic_name in self._topics else "created", topic)
+        before = self._topics.get(topic.topic_name)
+        log.info("topic %s: %s", "created" if before is None else "changed", topic)
+        self._queues += _queues_of(topic) - (0 if before is None else _queues_of(before))
         self._topics[topic.topic_name] = topic
         self.version.bump(self._clock.now_ms())
         self._file.changed()
@@ -110,6 +132,7 @@ class TopicTable:
 
     def alter(self, topic: TopicConfig) -> None:
         """Add or replace it; its attributes are changes (`+key`, `-key`) to what is there. Raises InvalidParameter."""
+        self._check_queues(topic)
         current = self._topics.get(topic.topic_name)
         attributes = alter(TOPIC_ATTRIBUTES, None if current is None else current.attributes, topic.attributes)
         self.put(msgspec.structs.replace(topic, attributes=attributes))
@@ -147,6 +170,7 @@ class TopicTable:
     def _ensure(self, name: str, queue_nums: int, topic_sys_flag: int = 0) -> TopicConfig:
         topic = self._topics.get(name)
         if topic is None:
+            queue_nums = min(queue_nums, self._config.max_topic_queue_nums)
             topic = TopicConfig(
                 topic_name=name, read_queue_nums=queue_nums, write_queue_nums=queue_nums, topic_sys_flag=topic_sys_flag
             )
@@ -170,11 +194,31 @@ class TopicTable:
             topic_filter_type=topic_filter_type,
             attributes={"message.type": MessageType.MIXED.value} if self._config.dev_auto_create else {},
         )
+        self._check_queues(topic)
         self.put(topic)
         return topic
 
+    def _check_queues(self, topic: TopicConfig) -> None:
+        """Raises InvalidParameter when there would be too many of them. What the broker makes for itself passes."""
+        queues, most, in_all = _queues_of(topic), self._config.max_topic_queue_nums, self._config.max_queue_nums
+        if queues > most:
+            raise InvalidParameter(
+                f"the topic {topic.topic_name} would have {queues} queues, the limit is {most} (maxTopicQueueNums)"
+            )
+        before = self._topics.get(topic.topic_name)
+        more = queues - (0 if before is None else _queues_of(before))
+        if more > 0 and self._queues + more > in_all:
+            raise InvalidParameter(
+                f"the topic {topic.topic_name} would bring {more} queues more, this broker has {self._queues} and the "
+                f"limit is {in_all} (maxQueueNums)"
+            )
+
     def _encode(self) -> bytes:
         return msgspec.json.encode(_File(self._topics, self.version))
+
+
+def _queues_of(topic: TopicConfig) -> int:
+    return max(topic.read_queue_nums, topic.write_queue_nums)
 
 
 def _is_users(name: str) -> bool:

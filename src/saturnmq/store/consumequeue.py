@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
@@ -249,6 +250,11 @@ def _first_false(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
+@lru_cache(maxsize=65536)
+def can_be_directory(topic: str) -> bool:
+    return 0 < len(topic.encode()) <= MAX_NAME_BYTES and topic not in (".", "..") and not set("/\0") & set(topic)
+
+
 class ConsumeQueues:
     """All queues of a store. Owner: the store, on the event loop. A queue that was used stays here, without its
     entries: about 300 bytes."""
@@ -293,13 +299,7 @@ class ConsumeQueues:
         """The queue, for an append: a new one when there is none. Raises IllegalTopic, OSError."""
         queue = self.known.get((topic, queue_id))
         if queue is None:
-            if (
-                not topic
-                or topic in (".", "..")
-                or "/" in topic
-                or "\0" in topic
-                or len(topic.encode()) > MAX_NAME_BYTES
-            ):
+            if not can_be_directory(topic):
                 raise IllegalTopic(
                     f"the topic {topic!r} cannot be a directory: it has 1 to {MAX_NAME_BYTES} bytes, and no slash"
                 )
@@ -319,6 +319,10 @@ class ConsumeQueues:
                     files.sync(files.cut(directory, high))
             queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, high)
         return queue
+
+    def topics(self) -> list[str]:
+        """Those with queues on disk."""
+        return self._disk.list(DIRECTORY)
 
     def ids(self, topic: str) -> list[int]:
         """Queue ids that hold data."""

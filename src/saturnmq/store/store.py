@@ -589,6 +589,10 @@ class Store:
         """Store time and log position of the last message that a query can find; zeros when there is none."""
         return self._index.end_ms, self._index.end_position
 
+    def topics(self) -> list[str]:
+        """Those with queues on disk."""
+        return self._queues.topics()
+
     def queues(self, topic: str) -> list[int]:
         """Ids of the topic's queues that hold data, or did."""
         return self._queues.ids(topic)

@@ -484,7 +484,7 @@ def test_a_disk_that_fails_for_a_while_does_not_lose_the_message(monkeypatch: py
     stage.send("m0")
     stage.pop(invisible_ms=1000)
 
-    def fails(messages: object) -> None:
+    def fails(messages: object, *, urgent: bool) -> None:
         raise ServiceUnavailable("the disk is full")
 
     with monkeypatch.context() as patch:

@@ -59,7 +59,7 @@ def test_apaches_own_file_works_and_one_line_names_what_has_no_effect(
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (
             logging.WARNING,
-            "settings without effect in this version of SaturnMQ: deleteWhen, fileReservedTime, brokerRole",
+            "settings without effect in this version of SaturnMQ: brokerRole",
         )
     ]
 
