@@ -1,6 +1,6 @@
 """What can go wrong, one class for each answer on the wire.
 
-`wire.remoting.codes` and `proxy.grpc` each hold one table from these classes to their codes. The message of
+`wire.remoting.codes` and `proxy.codes` each hold one table from these classes to their codes. The message of
 an error names what was wrong, the limit, and how to fix it: it goes to the client as it is. Anything else that
 escapes a handler is a bug of ours: it is logged with its trace and answered as an internal error.
 """

@@ -8,6 +8,9 @@ import msgspec
 
 from saturnmq.kernel.errors import InvalidReceiptHandle
 
+#: of 64 bits with a sign
+MAX_NUMBER = (1 << 63) - 1
+
 
 class TopicKind(IntEnum):
     """Which topic the message was popped from."""
@@ -55,17 +58,21 @@ class ReceiptHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             raise InvalidReceiptHandle(
                 f"a receipt handle has 8 or 9 fields, this one has {len(fields)}: {text[:200]!r}"
             )
+        broker_name = fields.pop(5)
         try:
+            numbers = list(map(int, fields))
+            if not (max(numbers) <= MAX_NUMBER and min(numbers) >= ~MAX_NUMBER):
+                raise ValueError("a number has over 64 bits")
             return cls(
-                start_offset=int(fields[0]),
-                pop_ms=int(fields[1]),
-                invisible_ms=int(fields[2]),
-                revive_queue_id=int(fields[3]),
-                topic_kind=TopicKind(int(fields[4])),
-                broker_name=fields[5],
-                queue_id=int(fields[6]),
-                queue_offset=int(fields[7]),
-                commit_log_offset=int(fields[8]) if len(fields) == 9 else -1,
+                start_offset=numbers[0],
+                pop_ms=numbers[1],
+                invisible_ms=numbers[2],
+                revive_queue_id=numbers[3],
+                topic_kind=TopicKind(numbers[4]),
+                broker_name=broker_name,
+                queue_id=numbers[5],
+                queue_offset=numbers[6],
+                commit_log_offset=numbers[7] if len(numbers) == 8 else -1,
             )
         except ValueError as error:
             raise InvalidReceiptHandle(f"the receipt handle {text[:200]!r} cannot be read: {error}") from None

@@ -11,6 +11,7 @@ from typing import Generic, TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 U = TypeVar("U")
+E = TypeVar("E", bound=BaseException)
 
 
 class Later(Generic[T]):
@@ -109,6 +110,26 @@ def hear(reply: Reply[T], deliver: Callable[[T], None], fail: Callable[[BaseExce
         cast("Later[T]", reply).then(deliver, fail)
     else:
         deliver(reply)
+
+
+def rescue(act: Callable[[], Reply[T]], kinds: type[E] | tuple[type[E], ...], mend: Callable[[E], U]) -> Reply[T | U]:
+    """What `act` answers; an error of these kinds, raised or delivered, becomes the value that `mend` makes of it."""
+    try:
+        reply = act()
+    except kinds as error:
+        return mend(error)
+    if not isinstance(reply, Later):
+        return reply
+    rescued: Later[T | U] = Later(reply.cancel)
+
+    def fail(error: BaseException) -> None:
+        if isinstance(error, kinds):
+            rescued.resolve(mend(error))
+        else:
+            rescued.fail(error)
+
+    cast("Later[T]", reply).then(rescued.resolve, fail)
+    return rescued
 
 
 def gather(replies: Sequence[Reply[T]]) -> Reply[list[T]]:

@@ -13,13 +13,23 @@ TAG = "TAG"
 SQL92 = "SQL92"
 
 
-@lru_cache(maxsize=65536)
+#: longer tags are hashed each time: nobody fills the memory with them
+_CACHED_TAG = 128
+
+
 def tag_hash(tag: str) -> int:
     """Java's `String.hashCode`: what a consume queue stores of a tag."""
+    return _cached_hash(tag) if len(tag) <= _CACHED_TAG else _hash(tag)
+
+
+def _hash(tag: str) -> int:
     value = 0
     for unit in memoryview(tag.encode("utf-16-le", "surrogatepass")).cast("H"):
         value = (value * 31 + unit) & 0xFFFFFFFF
     return value - 0x100000000 if value & 0x80000000 else value
+
+
+_cached_hash = lru_cache(maxsize=65536)(_hash)
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):

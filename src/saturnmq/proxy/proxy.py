@@ -11,9 +11,16 @@ import msgspec
 from saturnmq.kernel import properties as props
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import ProxyConfig
-from saturnmq.kernel.errors import GroupNotFound, InvalidReceiptHandle, MessageTypeMismatch
+from saturnmq.kernel.errors import (
+    GroupNotFound,
+    IllegalInvisibleTime,
+    InvalidReceiptHandle,
+    MessageTypeMismatch,
+    NoSuchMessage,
+    SaturnError,
+)
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
-from saturnmq.kernel.later import Reply, after, chain
+from saturnmq.kernel.later import Reply, after, chain, rescue
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
     BrokerPort,
@@ -90,7 +97,7 @@ class Proxy:
         self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
 
     def close(self) -> None:
-        """Stop: give back what push consumers hold, end the telemetry streams."""
+        """Stop. The leases of push consumers go on at the broker: who is back soon, here or elsewhere, settles them."""
         self.receipts.close()
         self.sessions.close()
 
@@ -143,12 +150,23 @@ class Proxy:
     # ----------------------------------------------------------------------------------------------- receiving
 
     def receive(self, request: ReceiveRequest) -> Reply[ReceiveResult]:
-        """Take messages, or wait for one. Raises TopicNotFound, GroupNotFound, NoPermission.
+        """Take messages, or wait for one. Raises TopicNotFound, GroupNotFound, NoPermission, IllegalInvisibleTime.
 
         What the filter does not take is acknowledged, what was tried too often goes to the dead letters; neither is
         in the result. The result is for `give_back` when it cannot be delivered.
         """
+        if request.auto_renew:
+            self.receipts.check_room()
+        else:
+            self._check_invisible(request.invisible_ms, self.config.min_invisible_time_mills_for_recv)
         return chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
+
+    def _check_invisible(self, invisible_ms: int, shortest_ms: int) -> None:
+        longest_ms = self.config.max_invisible_time_mills
+        if not shortest_ms <= invisible_ms <= longest_ms:
+            raise IllegalInvisibleTime(
+                f"the invisible duration is {invisible_ms} ms, it must be from {shortest_ms} to {longest_ms} ms"
+            )
 
     def _receive(self, view: TopicView, request: ReceiveRequest) -> Reply[ReceiveResult]:
         broker = self.brokers[view.choose_broker(request.broker_name)]
@@ -233,6 +251,7 @@ class Proxy:
 
     def change_invisible(self, group: str, topic: str, handle_text: str, invisible_ms: int) -> Reply[str]:
         """Show the message again after `invisible_ms`. Answers the handle that is good from now on."""
+        self._check_invisible(invisible_ms, 0)
         handle = ReceiptHandle.decode(handle_text)
 
         def changed(now: InvisibleChanged) -> str:
@@ -245,19 +264,30 @@ class Proxy:
         return after(broker.change_invisible(delivery_of(handle, group, topic), invisible_ms), changed)
 
     def forward_to_dead_letters(self, group: str, topic: str, handle_text: str, message_id: str) -> Reply[None]:
-        """Bury the message: no consumer of the group gets it again."""
-        handle = ReceiptHandle.decode(handle_text)
-        broker = self._broker_of(handle)
-        return after(
-            self._bury(broker, handle, delivery_of(handle, group, topic), message_id),
-            lambda _: self.receipts.drop(handle_text),
-        )
+        """Bury the message: no consumer of the group gets it again.
 
-    def _bury(self, broker: BrokerPort, handle: ReceiptHandle, delivery: Delivery, message_id: str) -> Reply[None]:
+        Clients repeat this until they hear that it is done, so it is renewed first. When that is refused, the delivery
+        is over: the message is buried already, or gone, or comes again to somebody who decides anew. Done, then.
+        """
+        handle = ReceiptHandle.decode(handle_text)
         if handle.commit_log_offset < 0:
             raise InvalidReceiptHandle(
                 "the receipt handle does not say where the message is (no ninth field): use it as it was received"
             )
+        broker = self._broker_of(handle)
+        delivery = delivery_of(handle, group, topic)
+
+        def bury() -> Reply[None]:
+            held = broker.renew(delivery, self.config.default_invisible_time_mills)
+            return chain(held, lambda _: self._bury(broker, handle, delivery, message_id))
+
+        def over(error: SaturnError) -> None:
+            logger.info("message %s of %s is not buried: %s", message_id, group, error)
+
+        buried = rescue(bury, (InvalidReceiptHandle, NoSuchMessage), over)
+        return after(buried, lambda _: self.receipts.drop(handle_text))
+
+    def _bury(self, broker: BrokerPort, handle: ReceiptHandle, delivery: Delivery, message_id: str) -> Reply[None]:
         request = SendBackRequest(
             group=delivery.group,
             commit_log_offset=handle.commit_log_offset,

@@ -9,6 +9,7 @@ Source of the periods: proxy/service/receipt/DefaultReceiptHandleManager.java.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,12 +18,16 @@ import msgspec
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import ProxyConfig
-from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError
+from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, SystemBusy
 from saturnmq.kernel.later import Reply, hear
 from saturnmq.kernel.ports import BrokerPort, Delivery
-from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig
+from saturnmq.kernel.topic import ExponentialRetry, GroupConfig
+from saturnmq.proxy.settings import waits_ms
 
 logger = logging.getLogger(__name__)
+
+#: messages in the hands of push consumers, some hundred bytes each; a client holds about a thousand by default
+MAX_LEASES = 500_000
 
 
 class Lease(msgspec.Struct, kw_only=True):
@@ -44,10 +49,17 @@ class Receipts:
         self._config = config
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        #: which of them a client holds: one that leaves costs no look at all of them
+        self._held: defaultdict[str, set[str]] = defaultdict(set)
         self._scan: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    def check_room(self) -> None:
+        """Raises SystemBusy when push consumers hold too many messages."""
+        if len(self._leases) >= MAX_LEASES:
+            raise SystemBusy(f"push consumers hold {len(self._leases)} messages, which is as many as this Proxy renews")
 
     def hold(self, handle: str, client_id: str, broker: BrokerPort, delivery: Delivery, reconsume_times: int) -> None:
         """Renew this from now on."""
@@ -60,35 +72,37 @@ class Receipts:
             received_ms=now_ms,
             reconsume_times=reconsume_times,
         )
+        self._held[client_id].add(handle)
         if self._scan is None:
             self._scan = self._clock.call_at(now_ms + self._config.renew_schedule_period_millis, self._renew_due)
 
     def drop(self, handle: str) -> None:
         """The client has settled it."""
-        self._leases.pop(handle, None)
+        lease = self._leases.pop(handle, None)
+        if lease is not None:
+            held = self._held[lease.client_id]
+            held.discard(handle)
+            if not held:
+                del self._held[lease.client_id]
 
     def client_gone(self, client_id: str) -> None:
         """Give back what the client held: others of its group get it soon."""
-        self._give_back([handle for handle, lease in self._leases.items() if lease.client_id == client_id])
+        for handle in self._held.pop(client_id, ()):
+            lease = self._leases.pop(handle)
+            give_back(lease.broker, lease.delivery, self._config.invisible_time_millis_when_clear)
 
     def close(self) -> None:
-        """The Proxy stops. Give everything back."""
-        self._give_back(list(self._leases))
+        """Renew no more."""
         if self._scan is not None:
             self._scan.cancel()
             self._scan = None
-
-    def _give_back(self, handles: list[str]) -> None:
-        for handle in handles:
-            lease = self._leases.pop(handle)
-            give_back(lease.broker, lease.delivery, self._config.invisible_time_millis_when_clear)
 
     def _renew_due(self) -> None:
         now_ms = self._clock.now_ms()
         due_ms = now_ms + self._config.renew_ahead_time_millis
         for handle, lease in [(handle, lease) for handle, lease in self._leases.items() if lease.ends_ms <= due_ms]:
             if now_ms - lease.received_ms >= self._config.renew_max_time_millis:
-                del self._leases[handle]
+                self.drop(handle)
                 self._give_up(lease)
             else:
                 self._renew(handle, lease, now_ms)
@@ -134,7 +148,7 @@ def retry_delay_ms(group: GroupConfig, reconsume_times: int) -> int:
         exponential = retry.exponential_retry_policy or ExponentialRetry()
         factor: int = exponential.multiplier ** min(max(reconsume_times, 0), 32)
         return min(exponential.initial * factor, exponential.max)
-    waits = (retry.customized_retry_policy or CustomizedRetry()).next
+    waits = waits_ms(retry)
     return waits[min(max(reconsume_times, 0) + 2, len(waits) - 1)]
 
 

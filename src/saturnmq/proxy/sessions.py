@@ -1,10 +1,9 @@
-"""The clients of the gRPC face: who they are, what they subscribed to, and the stream that leads back to them."""
+"""The clients of the gRPC face: who they are, and what they subscribed to."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ClientUnknown, NotSupported, SystemBusy
@@ -20,22 +19,27 @@ LANGUAGES = frozenset(
 )
 #: what brokers are told of every gRPC client: ordinal of Apache's MQVersion V5_3_3 (the SDKs have numbers of their own)
 CLIENT_VERSION = 479
-#: beyond this no new client is taken in: a client that makes up ids cannot fill the memory
-MAX_CLIENTS = 100_000
+#: what clients said of themselves, all together: who makes up ids and topics cannot fill the memory
+MAX_SETTINGS_BYTES = 128 * 1024 * 1024
+#: what a client costs that says nothing
+CLIENT_BYTES = 512
 #: milliseconds between looks for clients that went silent
 EXPIRY_SCAN_MS = 5_000
-
-
-class Stream(Protocol):
-    """The server's half of a telemetry stream (`net.grpc_server.Call`)."""
-
-    def finish(self) -> None: ...
 
 
 class Client:
     """One client id. A `kernel.ports.ClientChannel`. Owner: `Sessions`."""
 
-    __slots__ = ("client_id", "language", "membership", "peer", "producer_groups", "seen_ms", "stream", "version")
+    __slots__ = (
+        "client_id",
+        "language",
+        "membership",
+        "peer",
+        "producer_groups",
+        "seen_ms",
+        "settings_bytes",
+        "version",
+    )
 
     def __init__(self, client_id: str, language: str, peer: Address, now_ms: int) -> None:
         self.client_id = client_id
@@ -43,11 +47,11 @@ class Client:
         self.version = CLIENT_VERSION
         self.peer = peer
         self.seen_ms = now_ms
+        self.settings_bytes = 0
         #: of a producer: the topics that it said it would send to (a topic's name is its producer group over gRPC)
         self.producer_groups: Sequence[str] = ()
         #: of a consumer
         self.membership: ConsumerMembership | None = None
-        self.stream: Stream | None = None
 
     def consumers_changed(self, group: str) -> None:
         """Nothing to tell: every consumer of a group has all of its queues (see QueryAssignment)."""
@@ -64,6 +68,7 @@ class Sessions:
         self._clock = clock
         self._expire_ms = expire_ms
         self._clients: dict[str, Client] = {}
+        self._settings_bytes = 0
         self._scan: Timer | None = None
         #: told of a client that left, by its own word or by silence
         self.on_gone: Callable[[Client], None] = lambda client: None
@@ -79,18 +84,26 @@ class Sessions:
         client_id: str,
         language: str,
         peer: Address,
+        settings_bytes: int,
         *,
         membership: ConsumerMembership | None = None,
         producer_groups: Sequence[str] = (),
     ) -> Client:
-        """Take in a client, or what it says of itself anew. What it left out it is no longer."""
+        """Take in a client, or what it says of itself anew. What it left out it is no longer. Raises SystemBusy."""
         client = self._clients.get(client_id)
+        settings_bytes += CLIENT_BYTES
+        more_bytes = settings_bytes - (0 if client is None else client.settings_bytes)
+        if self._settings_bytes + more_bytes > MAX_SETTINGS_BYTES:
+            raise SystemBusy(
+                f"the settings of {len(self._clients)} clients have {self._settings_bytes} bytes together, the limit "
+                f"is {MAX_SETTINGS_BYTES}: no more are taken in"
+            )
         if client is None:
-            if len(self._clients) >= MAX_CLIENTS:
-                raise SystemBusy(f"{MAX_CLIENTS} clients are connected, no more are taken in")
             client = self._clients[client_id] = Client(client_id, language, peer, self._clock.now_ms())
             if self._scan is None:
                 self._scan = self._clock.call_at(self._clock.now_ms() + EXPIRY_SCAN_MS, self._expire)
+        self._settings_bytes += more_bytes
+        client.settings_bytes = settings_bytes
         client.peer = peer
         left = set(client.producer_groups) - set(producer_groups)
         if client.membership is not None and (membership is None or membership.group != client.membership.group):
@@ -118,18 +131,15 @@ class Sessions:
         """The client ends. None when it was not there."""
         client = self._clients.pop(client_id, None)
         if client is not None:
+            self._settings_bytes -= client.settings_bytes
             for broker in self._brokers:
                 broker.client_left(client)
             self.on_gone(client)
         return client
 
     def close(self) -> None:
-        """End every telemetry stream: the clients reconnect, here or elsewhere."""
         if self._scan is not None:
             self._scan.cancel()
-        for client in self._clients.values():
-            if client.stream is not None:
-                client.stream.finish()
 
     def _keep_alive(self, client: Client) -> None:
         client.seen_ms = self._clock.now_ms()

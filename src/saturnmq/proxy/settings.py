@@ -7,17 +7,25 @@ part that a client of its kind reads is set. Source: proxy/grpc/v2/common/GrpcCl
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidParameter
-from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
 from saturnmq.wire.proto import rocketmq_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
 
 #: limits of Settings.client_properties, as the interface states them
 MAX_CLIENT_PROPERTIES = 32
 MAX_CLIENT_PROPERTY_VALUE = 256
 MAX_CLIENT_PROPERTIES_BYTES = 4096
 CLIENT_PROPERTY_KEY = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,63}\Z")
+
+MAX_INT32 = (1 << 31) - 1
+#: google/protobuf/duration.proto
+MAX_DURATION_MS = 315_576_000_000_000
 
 #: lite topics come in a later version, but Python's lite consumers refuse settings without these; Apache's defaults
 LITE_SUBSCRIPTION_QUOTA = 2000
@@ -69,20 +77,30 @@ def complete_consumer(sent: pb.Settings, config: ProxyConfig, group: GroupConfig
     subscription.lite_subscription_quota = LITE_SUBSCRIPTION_QUOTA
     subscription.max_lite_topic_size = MAX_LITE_TOPIC_SIZE
     policy = settings.backoff_policy
-    policy.max_attempts = group.retry_max_times + 1
+    policy.max_attempts = min(group.retry_max_times, MAX_INT32 - 1) + 1
     retry = group.group_retry_policy
     if retry.type == "EXPONENTIAL":
         exponential = retry.exponential_retry_policy or ExponentialRetry()
         backoff = policy.exponential_backoff
-        backoff.initial.FromMilliseconds(exponential.initial)
-        backoff.max.FromMilliseconds(exponential.max)
-        backoff.multiplier = exponential.multiplier
+        _set(backoff.initial, exponential.initial)
+        _set(backoff.max, exponential.max)
+        backoff.multiplier = min(exponential.multiplier, MAX_INT32)
     else:
-        customized = retry.customized_retry_policy or CustomizedRetry()
         policy.customized_backoff.ClearField("next")
-        for wait_ms in customized.next:
-            policy.customized_backoff.next.add().FromMilliseconds(wait_ms)
+        for wait_ms in waits_ms(retry):
+            _set(policy.customized_backoff.next.add(), wait_ms)
     return settings
+
+
+def waits_ms(retry: GroupRetryPolicy) -> list[int]:
+    """Those of a CUSTOMIZED policy; clients fail on an empty list."""
+    customized = retry.customized_retry_policy
+    return customized.next if customized is not None and customized.next else CustomizedRetry().next
+
+
+def _set(duration: Duration, ms: int) -> None:
+    """Whatever a group is configured with, as far as a Duration can say it."""
+    duration.FromMilliseconds(min(max(ms, 0), MAX_DURATION_MS))
 
 
 def _echo(sent: pb.Settings) -> pb.Settings:

@@ -13,7 +13,7 @@ from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import SaturnError, TopicNotFound
 from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.host import Address, pack
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Later, Reply, hear
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.ports import (
     ClientChannel,
@@ -31,13 +31,14 @@ from saturnmq.kernel.ports import (
     SendRequest,
 )
 from saturnmq.kernel.topic import BrokerData, GroupConfig, QueueData, TopicConfig, TopicRoute
-from saturnmq.net.grpc_server import Call, GrpcStatus
+from saturnmq.net.grpc_server import Call, GrpcError, GrpcStatus, Kind, Method
 from saturnmq.proxy import grpc
 from saturnmq.proxy.proxy import Proxy
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.wire import record
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
+TELEMETRY = f"/{grpc.SERVICE}/Telemetry".encode()
 HOST = pack(Address("127.0.0.1", 10911))
 T = TypeVar("T")
 R = TypeVar("R", bound=ProtoMessage)
@@ -160,24 +161,59 @@ class FakeCall:
         self.open = True
         self.writable = True
         self.on_cancel: Callable[[], None] | None = None
-        self.on_message: Callable[[bytes], None] | None = None
+        self.on_message: Callable[[bytes], Reply[None]] | None = None
         self.on_half_close: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
+        self.on_send: Callable[[bytes], None] = lambda message: None
+        self.later: Later[Any] | None = None
         self.out: list[bytes] = []
         self.ended: tuple[GrpcStatus, str] | None = None
+
+    def run(self, method: Method, *request: bytes) -> None:
+        """As the connection does: the handler, and what its errors become."""
+
+        def deliver(reply: Any) -> None:
+            self.later = None
+            if method.kind is Kind.UNARY:
+                self.send(reply)
+                self.finish()
+
+        def fail(error: BaseException) -> None:
+            if isinstance(error, GrpcError):
+                self.finish(error.status, error.message)
+            elif isinstance(error, SaturnError) and method.refuse is not None:
+                method.refuse(cast("Call", self), error)
+            else:
+                raise error
+
+        try:
+            reply = method.handler(self, *request)
+            self.later = reply if isinstance(reply, Later) else None
+            hear(reply, deliver, fail)
+        except (GrpcError, SaturnError) as error:
+            fail(error)
 
     def send(self, message: bytes) -> None:
         if self.open:
             self.out.append(message)
+            self.on_send(message)
 
     def finish(self, status: GrpcStatus = GrpcStatus.OK, message: str = "") -> None:
         if self.open:
             self.open = False
             self.ended = (status, message)
 
+    def say(self, method: Method, message: bytes) -> None:
+        """A message of the client on a stream both ways."""
+        assert self.on_message is not None
+        hear = self.on_message
+        self.run(Method(method.kind, lambda call, data: hear(data), method.refuse), message)
+
     def cancel(self) -> None:
         """The client goes away."""
         self.open = False
+        if self.later is not None:
+            self.later.cancel()
         if self.on_cancel is not None:
             self.on_cancel()
 
@@ -195,27 +231,26 @@ class Grpc:
     def call(self) -> FakeCall:
         return FakeCall(self.headers)
 
-    def start(self, rpc: str, request: ProtoMessage | bytes, call: FakeCall | None = None) -> Any:
-        data = request if isinstance(request, bytes) else request.SerializeToString()
+    def start(self, rpc: str, request: ProtoMessage | bytes, call: FakeCall | None = None) -> FakeCall:
+        """A call with one request. Its answer is in `out`, now or later."""
+        call = call or self.call()
         method = self.table[f"/{grpc.SERVICE}/{rpc}".encode()]
-        return method.handler(cast("Call", call or self.call()), data)
+        call.run(method, request if isinstance(request, bytes) else request.SerializeToString())
+        return call
 
     def ask(self, rpc: str, request: ProtoMessage, answer: type[R], call: FakeCall | None = None) -> R:
         """A unary call that is answered at once."""
-        reply = self.start(rpc, request, call)
-        assert not isinstance(reply, Later), f"{rpc} waits"
-        return answer.FromString(reply)
+        call = self.start(rpc, request, call)
+        assert call.ended == (GrpcStatus.OK, ""), f"{rpc} waits, or failed"
+        return answer.FromString(call.out[-1])
 
     def ask_later(self, rpc: str, request: ProtoMessage, answer: type[R]) -> list[R]:
         """A unary call that has to wait; the answer appears in the list."""
-        reply = self.start(rpc, request)
-        assert isinstance(reply, Later), f"{rpc} does not wait"
         answers: list[R] = []
-
-        def fail(error: BaseException) -> None:
-            raise error
-
-        reply.then(lambda data: answers.append(answer.FromString(data)), fail)
+        call = self.call()
+        call.on_send = lambda data: answers.append(answer.FromString(data))
+        self.start(rpc, request, call)
+        assert call.later is not None, f"{rpc} does not wait"
         return answers
 
     def receive(self, request: pb.ReceiveMessageRequest, call: FakeCall | None = None) -> FakeCall:
@@ -225,14 +260,17 @@ class Grpc:
 
     def telemetry(self) -> FakeCall:
         call = self.call()
-        self.table[f"/{grpc.SERVICE}/Telemetry".encode()].handler(cast("Call", call))
+        call.run(self.table[TELEMETRY])
         return call
+
+    def tell(self, call: FakeCall, command: pb.TelemetryCommand | bytes) -> None:
+        """Say something on a telemetry stream."""
+        call.say(self.table[TELEMETRY], command if isinstance(command, bytes) else command.SerializeToString())
 
     def settings(self, settings: pb.Settings, call: FakeCall | None = None) -> pb.Settings:
         """Send settings over a telemetry stream; answer what comes back."""
         call = call or self.telemetry()
-        assert call.on_message is not None
-        call.on_message(pb.TelemetryCommand(settings=settings).SerializeToString())
+        self.tell(call, pb.TelemetryCommand(settings=settings))
         command = pb.TelemetryCommand.FromString(call.out[-1])
         assert command.status.code == pb.OK
         return command.settings

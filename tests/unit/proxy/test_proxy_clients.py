@@ -8,12 +8,12 @@ import pytest
 from proxy_fakes import Grpc, found, popped, receive_request, stream
 
 from saturnmq.kernel.config import ProxyConfig
-from saturnmq.kernel.errors import NotSupported, SystemBusy
+from saturnmq.kernel.errors import NoPermission, NotSupported, SaturnError, ServiceUnavailable, SystemBusy
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.ports import ConsumeType, MessageModel, SendRequest
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
-from saturnmq.net.grpc_server import GrpcError, GrpcStatus
-from saturnmq.proxy import grpc, sessions
+from saturnmq.net.grpc_server import GrpcStatus
+from saturnmq.proxy import codes, grpc, sessions
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 
@@ -123,11 +123,32 @@ def test_a_strategy_is_always_told(client: Grpc, kind: str) -> None:
     assert told.backoff_policy.WhichOneof("strategy") == f"{kind.lower()}_backoff"
 
 
+@pytest.mark.parametrize("kind", ["EXPONENTIAL", "CUSTOMIZED"])
+@pytest.mark.parametrize("number", [-(1 << 63), (1 << 63) - 1])
+def test_a_group_whose_numbers_no_client_can_read(client: Grpc, kind: str, number: int) -> None:
+    policy = GroupRetryPolicy(
+        type=kind,
+        exponential_retry_policy=ExponentialRetry(number, number, abs(number)),
+        customized_retry_policy=CustomizedRetry([number]),
+    )
+    client.broker.groups["g"] = GroupConfig(group_name="g", retry_max_times=(1 << 31) - 1, group_retry_policy=policy)
+    told = client.settings(consumer()).backoff_policy
+    assert told.max_attempts == (1 << 31) - 1
+    seconds = {told.exponential_backoff.max.seconds, *(wait.seconds for wait in told.customized_backoff.next)}
+    assert (0 if number < 0 else 315_576_000_000) in seconds
+
+
+def test_a_group_whose_list_of_waits_is_empty(client: Grpc) -> None:
+    policy = GroupRetryPolicy(customized_retry_policy=CustomizedRetry([]))
+    client.broker.groups["g"] = GroupConfig(group_name="g", group_retry_policy=policy)
+    assert len(client.settings(consumer()).backoff_policy.customized_backoff.next) == 18
+
+
 def test_a_group_that_does_not_exist(client: Grpc) -> None:
     client.broker.auto_create_groups = False
-    with pytest.raises(GrpcError, match="the consumer group g does not exist: create it") as caught:
-        client.settings(consumer())
-    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    status, text = refused(client, consumer())
+    assert status == GrpcStatus.INVALID_ARGUMENT
+    assert "the consumer group g does not exist: create it" in text
     assert len(client.proxy.sessions) == 0
 
 
@@ -150,32 +171,34 @@ def test_settings_that_have_to_wait(client: Grpc) -> None:
     config: Later[GroupConfig | None] = Later()
     client.broker.answers["group_config"] = [config]
     call = client.telemetry()
-    assert call.on_message is not None
-    call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
+    client.tell(call, pb.TelemetryCommand(settings=consumer()))
     assert not call.out
     config.resolve(GroupConfig(group_name="g", retry_max_times=1))
     assert pb.TelemetryCommand.FromString(call.out[0]).settings.backoff_policy.max_attempts == 2
 
 
-def test_settings_that_fail_later(client: Grpc, caplog: pytest.LogCaptureFixture) -> None:
-    for error, status in ((SystemBusy("busy"), GrpcStatus.INVALID_ARGUMENT), (KeyError(), GrpcStatus.INTERNAL)):
-        config: Later[GroupConfig | None] = Later()
-        client.broker.answers["group_config"] = [config]
-        call = client.telemetry()
-        assert call.on_message is not None
-        call.on_message(pb.TelemetryCommand(settings=consumer()).SerializeToString())
-        config.fail(error)
-        assert call.ended is not None
-        assert call.ended[0] == status
-    assert "KeyError" in caplog.text
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SystemBusy("why"), GrpcStatus.RESOURCE_EXHAUSTED),
+        (NoPermission("why"), GrpcStatus.INVALID_ARGUMENT),
+        (ServiceUnavailable("why"), GrpcStatus.INTERNAL),
+    ],
+)
+def test_settings_that_fail_later(client: Grpc, error: SaturnError, status: GrpcStatus) -> None:
+    config: Later[GroupConfig | None] = Later()
+    client.broker.answers["group_config"] = [config]
+    call = client.telemetry()
+    client.tell(call, pb.TelemetryCommand(settings=consumer()))
+    config.fail(error)
+    assert call.ended == (status, "why")
 
 
 def test_fields_of_the_future_come_back(client: Grpc) -> None:
     call = client.telemetry()
-    assert call.on_message is not None
     unknown = b"\xa2\x06\x03new"  # field 100, a string
     settings = producer().SerializeToString() + unknown
-    call.on_message(b"\x12" + bytes([len(settings)]) + settings)
+    client.tell(call, b"\x12" + bytes([len(settings)]) + settings)
     assert unknown in call.out[0]
 
 
@@ -183,6 +206,15 @@ def with_properties(**properties: str) -> pb.Settings:
     settings = producer()
     settings.client_properties.update(properties)
     return settings
+
+
+def refused(client: Grpc, settings: pb.Settings) -> tuple[GrpcStatus, str]:
+    """How a telemetry stream ends that says these settings."""
+    call = client.telemetry()
+    client.tell(call, pb.TelemetryCommand(settings=settings))
+    assert call.ended is not None
+    assert not call.out
+    return call.ended
 
 
 BAD_SETTINGS = [
@@ -201,9 +233,7 @@ BAD_SETTINGS = [
 
 @pytest.mark.parametrize("settings", BAD_SETTINGS)
 def test_settings_that_are_wrong_end_the_stream(client: Grpc, settings: pb.Settings) -> None:
-    with pytest.raises(GrpcError) as caught:
-        client.settings(settings)
-    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    assert refused(client, settings)[0] == GrpcStatus.INVALID_ARGUMENT
     assert len(client.proxy.sessions) == 0
 
 
@@ -214,34 +244,34 @@ def test_client_properties_within_their_limits(client: Grpc) -> None:
 
 @pytest.mark.parametrize("kind", [pb.PULL_CONSUMER, pb.LITE_PUSH_CONSUMER, pb.LITE_SIMPLE_CONSUMER])
 def test_clients_of_a_later_version(client: Grpc, kind: pb.ClientType) -> None:
-    with pytest.raises(GrpcError, match="not supported by this version") as caught:
-        client.settings(consumer(kind))
-    assert caught.value.status == GrpcStatus.UNIMPLEMENTED
+    status, text = refused(client, consumer(kind))
+    assert status == GrpcStatus.UNIMPLEMENTED
+    assert "not supported by this version" in text
 
 
 def test_a_stream_without_a_client_id(client: Grpc) -> None:
-    client.headers = {}
-    with pytest.raises(GrpcError, match="x-mq-client-id"):
-        client.settings(producer())
+    for client_id in (b"", b"x" * 513):
+        client.headers = {b"x-mq-client-id": client_id}
+        status, text = refused(client, producer())
+        assert status == GrpcStatus.INVALID_ARGUMENT
+        assert "client" in text
 
 
 def test_bytes_that_are_no_command(client: Grpc) -> None:
     call = client.telemetry()
-    assert call.on_message is not None
-    with pytest.raises(GrpcError) as caught:
-        call.on_message(b"\xff\xff\xff")
-    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    client.tell(call, b"\xff\xff\xff")
+    assert call.ended is not None
+    assert call.ended[0] == GrpcStatus.INVALID_ARGUMENT
 
 
 def test_answers_that_nobody_waits_for(client: Grpc) -> None:
     call = client.telemetry()
-    assert call.on_message is not None
     for command in (
         pb.TelemetryCommand(thread_stack_trace=pb.ThreadStackTrace(nonce="1")),
         pb.TelemetryCommand(verify_message_result=pb.VerifyMessageResult(nonce="1")),
         pb.TelemetryCommand(),
     ):
-        call.on_message(command.SerializeToString())
+        client.tell(call, command)
     assert call.open
     assert not call.out
 
@@ -311,38 +341,59 @@ def test_languages(client: Grpc, said: bytes, known: str) -> None:
     assert session.language == known
 
 
-def test_the_stream_of_a_client(client: Grpc) -> None:
+def test_streams_come_and_go(client: Grpc) -> None:
+    """A client reconnects, or two have one id: who they are does not hang on a stream."""
     first, second = client.telemetry(), client.telemetry()
     client.settings(consumer(), first)
-    session = client.proxy.sessions.get("client-1")
-    assert session is not None
     client.settings(consumer(), second)
     first.cancel()
-    assert session.stream is second
     assert second.on_half_close is not None
     second.on_half_close()
-    assert session.stream is None
     assert second.ended == (GrpcStatus.OK, "")
+    assert beat(client) == pb.OK
+    assert not client.broker.left
 
 
 def test_the_proxy_stops(client: Grpc) -> None:
-    call = client.telemetry()
-    client.settings(consumer(pb.PUSH_CONSUMER), call)
-    one = popped()
-    client.broker.answers["pop"] = [found([one])]
+    """What push consumers hold stays theirs: they settle it when they are back, and nobody gets it twice."""
+    client.settings(consumer(pb.PUSH_CONSUMER))
+    client.broker.answers["pop"] = [found([popped()])]
     client.receive(receive_request(auto_renew=True))
     client.proxy.close()
-    assert call.ended == (GrpcStatus.OK, "")
-    assert client.broker.settled == [("change", one.queue_offset, 1000)]
+    client.clock.advance(3_600_000)
+    assert client.broker.settled == []
+    assert client.broker.left == []
 
 
-def test_there_is_a_limit(client: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MAX_CLIENTS", 2)
+def test_what_clients_say_of_themselves_is_bounded(client: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SETTINGS_BYTES", 2000)
     for name in (b"a", b"b"):
         client.headers = {b"x-mq-client-id": name}
         client.settings(producer())
+    assert refused(client, producer("t" * 100, *("u" * 100,) * 10))[0] == GrpcStatus.RESOURCE_EXHAUSTED
+    client.settings(producer("t"))  # those who are in may stay, and say it anew
     client.headers = {b"x-mq-client-id": b"c"}
+    client.settings(producer())
+    client.headers = {b"x-mq-client-id": b"d"}
     assert stream(client.receive(receive_request()))[0].code == pb.TOO_MANY_REQUESTS
+    client.headers = {b"x-mq-client-id": b"a"}
+    end(client)
+    client.headers = {b"x-mq-client-id": b"d"}
+    client.settings(producer())
+
+
+def test_settings_are_not_endless(client: Grpc) -> None:
+    assert refused(client, producer(*(f"topic-{index}" for index in range(100_000))))[0] == GrpcStatus.INVALID_ARGUMENT
+    assert len(client.settings(producer(*(f"topic-{index}" for index in range(10_000)))).publishing.topics) == 10_000
+
+
+def test_a_changed_filter_is_a_newer_one(client: Grpc) -> None:
+    """Brokers keep the newest subscription of a group."""
+    client.settings(consumer(expression="a"))
+    client.clock.advance(1000)
+    client.settings(consumer(expression="b"))
+    first, second = (membership.subscriptions[0] for _, membership in client.broker.consumers)
+    assert second.version == first.version + 1000 == client.clock.now_ms()
 
 
 def test_request_reply_is_not_for_grpc(client: Grpc) -> None:
@@ -359,9 +410,8 @@ def test_request_reply_is_not_for_grpc(client: Grpc) -> None:
 
 @pytest.mark.parametrize("rpc", grpc.NOT_YET)
 def test_rpcs_of_a_later_version(client: Grpc, rpc: str) -> None:
-    with pytest.raises(GrpcError, match=f"{rpc} is not supported by this version") as caught:
-        client.start(rpc, b"")
-    assert caught.value.status == GrpcStatus.UNIMPLEMENTED
+    ended = client.start(rpc, b"").ended
+    assert ended == (GrpcStatus.UNIMPLEMENTED, f"{rpc} is not supported by this version of SaturnMQ")
 
 
 def test_every_rpc_of_the_interface_has_an_answer(client: Grpc) -> None:
@@ -374,18 +424,23 @@ def test_every_rpc_of_the_interface_has_an_answer(client: Grpc) -> None:
 
 @pytest.mark.parametrize("rpc", ["QueryRoute", "Heartbeat", "SendMessage", "AckMessage", "ReceiveMessage"])
 def test_bytes_that_are_no_request(client: Grpc, rpc: str) -> None:
-    with pytest.raises(GrpcError) as caught:
-        client.start(rpc, b"\xff\xff\xff")
-    assert caught.value.status == GrpcStatus.INVALID_ARGUMENT
+    ended = client.start(rpc, b"\xff\xff\xff").ended
+    assert ended is not None
+    assert ended[0] == GrpcStatus.INVALID_ARGUMENT
+
+
+def test_a_request_that_is_too_long_is_not_read(client: Grpc) -> None:
+    response = client.ask("Heartbeat", pb.HeartbeatRequest(group=pb.Resource(name="g" * 300_000)), pb.HeartbeatResponse)
+    assert response.status.code == pb.MESSAGE_BODY_TOO_LARGE
 
 
 def test_every_error_has_a_code() -> None:
     from saturnmq.kernel import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SaturnError)]
-    assert set(kinds) == set(grpc.CODES)
+    assert set(kinds) == set(codes.CODES)
 
     class Stranger(errors.IllegalTag):
         """New."""
 
-    assert grpc.status_of(Stranger()) == pb.Status(code=pb.ILLEGAL_MESSAGE_TAG, message="New.")
+    assert codes.status_of(Stranger()) == pb.Status(code=pb.ILLEGAL_MESSAGE_TAG, message="New.")

@@ -11,6 +11,7 @@ from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, ServiceUnavailable
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
+from saturnmq.proxy import receipts
 from saturnmq.proxy.receipts import retry_delay_ms
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
@@ -169,8 +170,33 @@ def test_what_cannot_be_given_back_comes_back_by_itself(caplog: pytest.LogCaptur
     push = Push()
     push.broker.answers["change_invisible"] = [ServiceUnavailable("stopping")]
     with caplog.at_level(logging.WARNING):
-        push.proxy.close()
+        push.proxy.sessions.leave("client-1")
     assert "not given back: stopping" in caplog.text
+
+
+def test_a_client_that_leaves_gives_back_what_it_holds() -> None:
+    push = Push()
+    own = [push.popped, *(popped() for _ in range(2))]
+    push.broker.answers["pop"] = [found(own[1:])]
+    push.receive(receive_request(auto_renew=True))
+    push.headers = push.headers | {b"x-mq-client-id": b"client-2"}
+    push.broker.answers["pop"] = [found([popped()])]
+    push.receive(receive_request(auto_renew=True))
+    push.proxy.sessions.leave("client-1")
+    assert sorted(push.broker.settled) == sorted(("change", one.queue_offset, 1000) for one in own)
+    assert len(push.proxy.receipts) == 1
+    push.proxy.sessions.leave("client-2")
+    assert len(push.proxy.receipts) == len(push.proxy.receipts._held) == 0
+
+
+def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "MAX_LEASES", 1)
+    push = Push()
+    status, _ = stream(push.receive(receive_request(auto_renew=True)))
+    assert status.code == pb.TOO_MANY_REQUESTS
+    assert stream(push.receive(receive_request()))[0].code == pb.MESSAGE_NOT_FOUND, "others hold nothing here"
+    assert push.acknowledge() == pb.OK
+    assert stream(push.receive(receive_request(auto_renew=True)))[0].code == pb.MESSAGE_NOT_FOUND
 
 
 @pytest.mark.parametrize(

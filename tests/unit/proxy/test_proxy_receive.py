@@ -15,6 +15,7 @@ from saturnmq.kernel.later import Later
 from saturnmq.kernel.ports import ConsumeType, PopResult, PopStatus
 from saturnmq.kernel.topic import GroupConfig
 from saturnmq.net.grpc_server import GrpcStatus
+from saturnmq.proxy import checks, receiving
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 
@@ -190,14 +191,12 @@ def test_an_error_comes_later(client: Grpc) -> None:
     assert stream(call)[0].code == pb.TOO_MANY_REQUESTS
 
 
-def test_a_bug_ends_the_call(client: Grpc, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_reaches_the_server(client: Grpc) -> None:
     waiting: Later[PopResult] = Later()
     client.broker.answers["pop"] = [waiting]
-    call = client.receive(receive_request())
-    with caplog.at_level(logging.ERROR):
+    client.receive(receive_request())
+    with pytest.raises(ZeroDivisionError):
         waiting.fail(ZeroDivisionError())
-    assert call.ended == (GrpcStatus.INTERNAL, "internal error: the server's log has the details")
-    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_cancelled_call_cancels_the_pop(client: Grpc) -> None:
@@ -226,6 +225,30 @@ def test_a_client_that_reads_slowly(client: Grpc) -> None:
     assert len(call.out) == 3
     call.cancel()
     assert client.broker.settled == [("change", messages[2].queue_offset, 1000)]
+
+
+def test_messages_that_wait_for_clients_to_read_are_bounded(client: Grpc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "MAX_UNREAD_BYTES", 250)
+    calls, messages = [], []
+    for _ in range(3):
+        messages.append(popped(body=bytes(100)))
+        client.broker.answers["pop"] = [found([messages[-1]])]
+        call = client.call()
+        call.writable = False
+        calls.append(client.receive(receive_request(), call))
+    assert [call.ended is None for call in calls] == [True, True, False]
+    assert calls[2].ended == (GrpcStatus.RESOURCE_EXHAUSTED, "too many messages wait for clients that do not read")
+    assert client.broker.settled == [("change", messages[2].queue_offset, 1000)]
+    calls[0].cancel()
+    calls[1].writable = True
+    assert calls[1].on_writable is not None
+    calls[1].on_writable()
+    assert stream(calls[1])[1][0].body == bytes(100)
+    one = popped(body=bytes(200))
+    client.broker.answers["pop"] = [found([one])]
+    call = client.call()
+    call.writable = False
+    assert client.receive(receive_request(), call).ended is None, "there is room again"
 
 
 def test_a_client_that_left_before_its_messages_came(client: Grpc) -> None:
@@ -301,10 +324,21 @@ def test_what_is_wrong_is_said(client: Grpc) -> None:
     assert refused(client, request).code == pb.UNSUPPORTED
     request.filter_expression.MergeFromString(b"\x08\x09")  # a type of the future
     assert refused(client, request).code == pb.ILLEGAL_FILTER_EXPRESSION
+    request = receive_request(attempt_id="x" * 257)
+    assert refused(client, request).code == pb.BAD_REQUEST
     client.broker.add_topic("t", perm=2)
     assert refused(client, receive_request()).code == pb.FORBIDDEN
     client.headers = {}
     assert refused(client, receive_request()).code == pb.CLIENT_ID_REQUIRED
+
+
+@pytest.mark.parametrize(("tags", "code"), [(600, pb.MESSAGE_NOT_FOUND), (2000, pb.ILLEGAL_FILTER_EXPRESSION)])
+def test_long_filters(client: Grpc, tags: int, code: pb.Code) -> None:
+    request = receive_request()
+    request.filter_expression.expression = "||".join(f"tag-{number:04}" for number in range(tags))
+    known = checks._compiled.cache_info().currsize
+    assert refused(client, request).code == code
+    assert checks._compiled.cache_info().currsize == known, "are not kept"
 
 
 def test_a_group_that_does_not_exist(client: Grpc) -> None:

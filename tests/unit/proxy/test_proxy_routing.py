@@ -11,7 +11,7 @@ from saturnmq.kernel.later import Later
 from saturnmq.kernel.subscription import tag_hash
 from saturnmq.kernel.topic import GroupConfig, QueueData, TopicConfig
 from saturnmq.proxy import routing
-from saturnmq.proxy.grpc import queue_permissions
+from saturnmq.proxy.routes import queue_permissions
 from saturnmq.proxy.routing import addresses_to_tell, jump_hash, parse_advertise
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
@@ -98,6 +98,14 @@ def test_the_scheme_is_that_of_the_host(host: str, scheme: pb.AddressScheme) -> 
     asked = pb.Endpoints(scheme=pb.DOMAIN_NAME, addresses=dialled)
     for queue in query(client, endpoints=asked).message_queues:
         assert queue.broker.endpoints == pb.Endpoints(scheme=scheme, addresses=dialled)
+
+
+@pytest.mark.parametrize(("count", "host"), [(65, "a"), (1, "a" * 254)])
+def test_addresses_that_nobody_dialled(count: int, host: str) -> None:
+    client = Grpc()
+    client.broker.add_topic("t")
+    asked = pb.Endpoints(addresses=[pb.Address(host=host, port=1)] * count)
+    assert query(client, endpoints=asked).status.code == pb.BAD_REQUEST
 
 
 # ----------------------------------------------------------------------------------------------------------- routes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from proxy_fakes import Grpc
 
-from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SystemBusy
+from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, ServiceUnavailable, SystemBusy
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Later
 from saturnmq.wire.proto import rocketmq_pb2 as pb
@@ -45,7 +45,7 @@ def test_every_entry_has_its_own_status(client: Grpc) -> None:
     assert response.status.code == pb.MULTIPLE_RESULTS
     assert [entry.status.code for entry in response.entries] == [
         pb.OK,
-        pb.MESSAGE_NOT_FOUND,
+        pb.INVALID_RECEIPT_HANDLE,
         pb.INVALID_RECEIPT_HANDLE,
         pb.INVALID_RECEIPT_HANDLE,
     ]
@@ -61,6 +61,11 @@ def test_all_entries_are_wrong_in_one_way(client: Grpc) -> None:
 
 def test_nothing_to_acknowledge(client: Grpc) -> None:
     response = client.ask("AckMessage", acknowledge(), pb.AckMessageResponse)
+    assert response.status.code == pb.BAD_REQUEST
+
+
+def test_too_much_to_acknowledge(client: Grpc) -> None:
+    response = client.ask("AckMessage", acknowledge(*["x"] * 1001), pb.AckMessageResponse)
     assert response.status.code == pb.BAD_REQUEST
 
 
@@ -144,7 +149,7 @@ def test_buried(client: Grpc, kind: TopicKind, origin: str) -> None:
         "ForwardMessageToDeadLetterQueue", bury(handle(7, kind=kind)), pb.ForwardMessageToDeadLetterQueueResponse
     )
     assert response.status.code == pb.OK
-    assert client.broker.settled == [("bury", 5000, -1, "id-1", origin), ("ack", 7)]
+    assert client.broker.settled == [("renew", 7, 60_000), ("bury", 5000, -1, "id-1", origin), ("ack", 7)]
 
 
 def test_it_is_acknowledged_only_when_it_is_buried(client: Grpc) -> None:
@@ -160,12 +165,25 @@ def test_it_is_acknowledged_only_when_it_is_buried(client: Grpc) -> None:
 
 
 def test_it_is_not_acknowledged_when_it_cannot_be_buried(client: Grpc) -> None:
-    client.broker.answers["send_back"] = [NoSuchMessage("gone")]
+    client.broker.answers["send_back"] = [ServiceUnavailable("the disk is full")]
     response = client.ask(
         "ForwardMessageToDeadLetterQueue", bury(handle(7)), pb.ForwardMessageToDeadLetterQueueResponse
     )
-    assert response.status == pb.Status(code=pb.MESSAGE_NOT_FOUND, message="gone")
+    assert response.status == pb.Status(code=pb.INTERNAL_SERVER_ERROR, message="the disk is full")
     assert ("ack", 7) not in client.broker.settled
+
+
+@pytest.mark.parametrize("error", [InvalidReceiptHandle("expired"), NoSuchMessage("deleted")])
+@pytest.mark.parametrize("step", ["renew", "send_back", "ack"])
+def test_a_delivery_that_is_over_is_not_buried_again_and_again(client: Grpc, step: str, error: SaturnError) -> None:
+    """Java and Go repeat the request for ever, whatever the code says that is not OK."""
+    client.broker.answers[step] = [error]
+    response = client.ask(
+        "ForwardMessageToDeadLetterQueue", bury(handle(7)), pb.ForwardMessageToDeadLetterQueueResponse
+    )
+    assert response.status.code == pb.OK
+    done = [name for name, *_ in client.broker.settled]
+    assert done == ["renew", "bury", "ack"][: ["renew", "send_back", "ack"].index(step) + 1]
 
 
 def test_a_handle_that_does_not_say_where_the_message_is(client: Grpc) -> None:
