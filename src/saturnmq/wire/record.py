@@ -73,7 +73,8 @@ def size_of(message: Message, *, store_host: bytes = bytes(_HOST_BYTES)) -> int:
 
 def encode(message: Message, *, queue_offset: int, commit_log_offset: int, stored_ms: int, store_host: bytes) -> bytes:
     """The record. The caller has checked the limits: a topic or properties over 32,767 bytes have no encoding."""
-    body, properties, born_host, sys_flag = message.body, message.properties, message.born_host, message.sys_flag
+    body, properties, born_host = message.body, message.properties, message.born_host
+    sys_flag = message.sys_flag & ~(BORN_HOST_V6 | STORE_HOST_V6)  # whatever a client says of hosts
     magic, topic = _topic_field(message.topic)
     if len(born_host) == 8 and len(store_host) == 8:
         pack, head_bytes = _pack_head, _HEAD_BYTES
