@@ -301,7 +301,7 @@ class SimulatedDisk:
         return self.modified.get(self.names[path], self.now_ms())
 
     def space(self, path: str) -> Space:
-        return Space(path, *self.spaces.get(path, (0, 1 << 40)))
+        return Space(path or ".", *self.spaces.get(path, (0, 1 << 40)))
 
 
 def _write(content: bytearray, data: bytes, offset: int) -> None:

@@ -180,7 +180,7 @@ class Retention:
     def _over(self, tell: Callable[[], None]) -> None:
         self._busy = False
         tell()
-        if self._idle is not None and not self._asked:
+        if self._idle is not None and self._idle.pending and not self._asked:
             self._idle.resolve(None)
         self._next()
 
