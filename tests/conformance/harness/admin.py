@@ -11,11 +11,12 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 UPDATE_AND_CREATE_TOPIC = 17
 GET_ROUTEINFO_BY_TOPIC = 105
+GET_MAX_OFFSET = 30
 GET_CONSUMER_LIST_BY_GROUP = 38
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
 GET_PRODUCER_CONNECTION_LIST = 204
@@ -127,12 +128,22 @@ class Admin:
             else:
                 return
 
-    def create_group(self, *, fifo: bool = False, name: str = "") -> str:
-        """A new consumer group; its name. `fifo`: orderly, one message of a message group at a time."""
+    def create_group(
+        self, *, fifo: bool = False, name: str = "", retries: int = 16, waits_ms: Sequence[int] = ()
+    ) -> str:
+        """A new consumer group; its name. `fifo`: orderly, one message of a message group at a time. `waits_ms`: before
+        each of its retries, else the delay levels."""
         group = name or f"group-{uuid.uuid4().hex[:8]}"
-        config = {"groupName": group, "consumeMessageOrderly": fifo, "retryQueueNums": 1, "retryMaxTimes": 16}
+        config = {"groupName": group, "consumeMessageOrderly": fifo, "retryQueueNums": 1, "retryMaxTimes": retries}
+        if waits_ms:
+            config["groupRetryPolicy"] = {"type": "CUSTOMIZED", "customizedRetryPolicy": {"next": list(waits_ms)}}
         self._broker.call(UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, json.dumps(config).encode())
         return group
+
+    def end_of_queue(self, topic: str, queue_id: int = 0) -> int:
+        """How many messages were ever stored there."""
+        _, fields = self._broker.ask(GET_MAX_OFFSET, topic=topic, queueId=str(queue_id))
+        return int(fields["offset"])
 
     def consumer_ids(self, group: str) -> list[str]:
         """The registered clients of a group: none is not an error here."""
