@@ -92,19 +92,22 @@ class PopStage:
         *,
         queues: Mapping[str, int] | None = None,
         settings: Mapping[str, Any] | None = None,
+        store_settings: Mapping[str, Any] | None = None,
         flush: str = "SYNC_FLUSH",
     ) -> None:
         self.clock, self.disk = clock or VirtualClock(), disk or SimulatedDisk()
-        self._again: dict[str, Any] = {"queues": queues, "settings": settings, "flush": flush}
+        self._again: dict[str, Any] = {
+            "queues": queues, "settings": settings, "store_settings": store_settings, "flush": flush,
+        }  # fmt: skip
         background = InlineBackground(self.clock)
         config = BrokerConfig(**(settings or {}))
-        store_config = StoreConfig(
-            flush_disk_type=flush,  # type: ignore[arg-type]
-            mapped_file_size_commit_log=1 << 20,
-            mapped_file_size_consume_queue=20_000,
-            max_hash_slot_num=500,
-            max_index_num=2000,
-        )
+        small = {
+            "mapped_file_size_commit_log": 1 << 20,
+            "mapped_file_size_consume_queue": 20_000,
+            "max_hash_slot_num": 500,
+            "max_index_num": 2000,
+        }
+        store_config = StoreConfig(flush_disk_type=flush, **{**small, **(store_settings or {})})  # type: ignore[arg-type]
         self.store = Store(self.disk, store_config, self.clock, background, background)
         self.store.open()
         self.topics = TopicTable(config, self.disk, self.clock)
@@ -128,6 +131,7 @@ class PopStage:
             self._random,
             self.metrics,
         )
+        self.store.lodgers["messages in flight"] = self.pops.pending_from
         self.started = Answer(self.pops.start)
         for topic, count in (queues or {"orders": 1}).items():
             if self.topics.get(topic) is None:
