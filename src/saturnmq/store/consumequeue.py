@@ -13,8 +13,8 @@ durable: no entry on disk is ahead of the log. Nothing is scanned at start: a qu
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -208,7 +208,7 @@ class QueueFiles:
 
         def is_gone(offset: int) -> bool:
             position, size = self.entry(directory, offset)
-            return position < first_position or (position == 0 and size == FILLER_SIZE)
+            return 0 <= position < first_position or (position == 0 and size == FILLER_SIZE)
 
         return _first_false(low, high, is_gone) if low < high and is_gone(low) else low
 
@@ -280,8 +280,10 @@ class ConsumeQueues:
         self._dirty: dict[ConsumeQueue, None] = {}
         #: files written since their last sync
         self._unsynced: dict[str, None] = {}
-        #: the log as recovery left it; entries outside of it, found when a queue is first used, are not served
+        #: the log as recovery left it; entries before it, found when a queue is first used, are not served
         self.log_first = self.log_end = 0
+        #: entries behind it are not damage: another server wrote them, or somebody took the log away
+        self.may_be_ahead = False
         #: entries in all tails
         self.unwritten = 0
         self._stopped = False
@@ -313,7 +315,7 @@ class ConsumeQueues:
                     )
                 filled = files.filled(directory, starts)
                 low = files.oldest(directory, starts[0], filled, self.log_first)
-                high = files.inside(directory, low, filled, self.log_end)
+                high = files.inside(directory, low, filled, self.log_end) if self.may_be_ahead else filled
                 if high < filled:
                     log.warning("%s: offsets from %d on are behind the end of the commit log: cut", directory, high)
                     files.sync(files.cut(directory, high))
@@ -348,23 +350,59 @@ class ConsumeQueues:
         queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, offset)
         return queue
 
-    def fill(self, queue: ConsumeQueue, offset: int, position: int) -> None:
-        """Leave out the offsets before this one, whose message stands at that log position."""
-        queue.tail += ENTRY.pack(position, FILLER_SIZE, 0) * (offset - queue.max_offset)
+    def last_entry(self, topic: str, queue_id: int) -> tuple[int, int]:
+        """The offset behind the queue's last entry on disk, and where in the log its message stands; zeros when there
+        is none. Raises StoreRefused, OSError."""
+        directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
+        starts = files.starts(directory)
+        end = files.filled(directory, starts[: files.gap(starts)]) if starts else 0
+        return end, files.entry(directory, end - 1)[0] if end else 0
+
+    def entry(self, topic: str, queue_id: int, offset: int) -> tuple[int, int]:
+        """Log position and size as they stand on disk, zeros when there is no such entry. Raises OSError."""
+        return self.files.entry(f"{DIRECTORY}/{topic}/{queue_id}", offset)
+
+    def fill(self, queue: ConsumeQueue, offset: int, position: int, size: int) -> None:
+        """Leave out the offsets before this one; their entries lead to a filler that stands there, or (FILLER_SIZE) to
+        nothing."""
+        queue.tail += ENTRY.pack(position, size, 0) * (offset - queue.max_offset)
         self.unwritten += offset - queue.max_offset
         queue.max_offset = offset
         self._dirty[queue] = None
+
+    def replace(self, queue: ConsumeQueue, offset: int, position: int, size: int, code: int) -> None:
+        """Let an entry of the tail lead to another record."""
+        at = (offset - queue.tail_offset) * ENTRY_BYTES
+        queue.tail[at : at + ENTRY_BYTES] = _pack_entry(position, size, code)
 
     def cut(self, queue: ConsumeQueue) -> None:
         """Nothing stands behind its last entry; durable with the next `sync_now`. Raises OSError."""
         self._write_now(queue)
         self._unsynced.update(dict.fromkeys(self.files.cut(queue.directory, queue.max_offset)))
 
+    def repoint(self, fillers: Sequence[tuple[int, int]]) -> None:
+        """Let entries of messages that stood where the log has fillers now (position, size; rising) lead to those.
+        Durable. Raises OSError."""
+        files, changed = self.files, set()
+        for topic, queue_id in self._on_disk():
+            directory = f"{DIRECTORY}/{topic}/{queue_id}"
+            end = self.last_entry(topic, queue_id)[0]
+            offset = files.inside(directory, (files.starts(directory) or [0])[0], end, fillers[0][0])
+            while offset < end and (entry := files.entry(directory, offset))[0] < sum(fillers[-1]):
+                filler = fillers[bisect_right(fillers, entry[0], key=lambda filler: filler[0]) - 1]
+                if entry != filler and filler[0] <= entry[0] < sum(filler) and entry[1] != FILLER_SIZE:
+                    log.error("%s: the message at offset %d is lost in damage of the commit log", directory, offset)
+                    changed.update(files.write(directory, offset, ENTRY.pack(*filler, 0)))
+                offset += 1
+        files.sync(changed)
+
     def open_all(self) -> None:
-        """Look at every queue on disk. Raises OSError."""
+        """Look at every queue on disk for entries behind the end of the log, which are cut. Raises OSError."""
+        self.may_be_ahead = True
         for topic in self._disk.list(DIRECTORY):
             for queue_id in self.ids(topic):
                 self.open(topic, queue_id)
+        self.may_be_ahead = False
 
     def forget(self) -> None:
         """Begin again, before the store is open."""

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import logging
+import struct
 from struct import Struct
 from typing import Protocol
+from zlib import crc32
 
 from saturnmq.disk.openfiles import OpenFiles
 from saturnmq.disk.port import Buffer
-from saturnmq.kernel.message import BORN_HOST_V6
+from saturnmq.kernel.errors import ProtocolError
+from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_MASK, TRANSACTION_ROLLBACK
 from saturnmq.kernel.ports import Boundary
-from saturnmq.store.commitlog import LogReader
+from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, LogReader
 from saturnmq.store.consumequeue import ENTRY, ENTRY_BYTES, FILLER_SIZE, ConsumeQueue, QueueFiles
-from saturnmq.wire.record import BLANK, MAGIC_V1, MAGIC_V2, MIN_SIZE
+from saturnmq.store.walk import Walk, find_record
+from saturnmq.wire.record import BLANK, MAGIC_V1, MAGIC_V2, MIN_SIZE, decode
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +25,19 @@ log = logging.getLogger(__name__)
 _GAP_BYTES = 16 * 1024
 #: at most so much at once
 _RUN_BYTES = 1 << 20
+#: of the log, where a record is looked for whose queue entry is damaged
+_SEARCH_BYTES = 64 << 20
+#: a queue of such a name holds messages that are stored in others
+_LMQ_PREFIX = "%LMQ%"
 #: entries that one `find_messages` looks at when a filter takes few of them (maxFilterMessageSize 16000)
 _FILTERED_ENTRIES = 800
 
 _SIZE_AND_POSITION = Struct(">I24xq")
 _size_and_position = _SIZE_AND_POSITION.unpack_from
+#: size, magic, bodyCRC, position, sysFlag, length of the body (IPv4 hosts)
+_HEAD = Struct(">III16xqI44xi")
+_unpack_head = _HEAD.unpack_from
+_unpack_place = Struct(">12xi4xq").unpack_from
 _STORED_HEAD = Struct(">36xI8x8xq4xq")
 _HEAD_BYTES = 76
 
@@ -43,11 +55,19 @@ class Reader(Protocol):
         """Up to `count` entries, at least one; the caller asks only for what is there."""
         ...
 
+    def holds(self, position: int, size: int) -> bool:
+        """Whether the log can have a record of that size there."""
+        ...
+
+    def search(self, queue: ConsumeQueue, offset: int) -> bytes | None:
+        """The record of that offset, whose entry does not lead to it."""
+        ...
+
 
 class HotReader:
     """Reads memory only, raises Cold. For the event loop."""
 
-    def __init__(self, log: LogReader, files: QueueFiles, open_files: OpenFiles) -> None:
+    def __init__(self, log: CommitLog, files: QueueFiles, open_files: OpenFiles) -> None:
         self._log, self._files, self._open_files = log, files, open_files
 
     def log(self, position: int, size: int) -> Buffer:
@@ -67,12 +87,20 @@ class HotReader:
             raise Cold
         return view
 
+    def holds(self, position: int, size: int) -> bool:
+        return _holds(self._log, self._log.first, self._log.written, position, size)
+
+    def search(self, queue: ConsumeQueue, offset: int) -> bytes | None:
+        raise Cold
+
 
 class ColdReader:
     """Waits for the disk. For one use in a thread: made on the event loop, it keeps a queue's tail as it is then."""
 
-    def __init__(self, log: LogReader, files: QueueFiles, queue: ConsumeQueue | None) -> None:
+    def __init__(self, log: CommitLog, files: QueueFiles, queue: ConsumeQueue | None) -> None:
         self._log, self._files = log, files
+        self._first, self._end = log.first, log.written
+        self._low, self._high = (queue.min_offset, queue.max_offset) if queue is not None else (0, 0)
         self._tail_offset, self._tail = (queue.tail_offset, bytes(queue.tail)) if queue is not None else (0, b"")
 
     def log(self, position: int, size: int) -> Buffer:
@@ -83,6 +111,48 @@ class ColdReader:
         if at >= 0:
             return self._tail[at * ENTRY_BYTES : (at + count) * ENTRY_BYTES]
         return self._files.read(queue, offset, min(count, -at))
+
+    def holds(self, position: int, size: int) -> bool:
+        return _holds(self._log, self._first, self._end, position, size)
+
+    def search(self, queue: ConsumeQueue, offset: int) -> bytes | None:
+        """It stands between its neighbours of the same queue; looked for in _SEARCH_BYTES. The one that the entry leads
+        to is it too when it stands there: Apache numbers a queue's entries anew when it makes them over a gap."""
+        low = self._first
+        if offset > self._low:
+            position, size = self._entry(queue, offset - 1)
+            if not self.holds(position, size) or not is_whole(self._log.read(position, size), size, position):
+                return None
+            low = position + size
+        high = self._end
+        if offset + 1 < self._high and low < (position := self._entry(queue, offset + 1)[0]) < high:
+            high = position
+        walk = Walk(self._log, low, min(high, low + _SEARCH_BYTES), self._end)
+        while True:
+            for record in walk:
+                if (record.topic, record.queue_id, record.queue_offset) == (queue.topic, queue.queue_id, offset):
+                    log.error("%s: the entry at offset %d is damaged; its message was found", queue.directory, offset)
+                    return self._log.read(record.commit_log_offset, record.size)
+            if (found := find_record(self._log, walk.end + 1, min(high, low + _SEARCH_BYTES), 0)) is None:
+                break
+            walk.resume(found)
+        position, size = self._entry(queue, offset)
+        if not low <= position < high or not self.holds(position, size):
+            return None
+        data = self._log.read(position, size)
+        return data if is_whole(data, size, position) and decode(data).topic == queue.topic else None
+
+    def _entry(self, queue: ConsumeQueue, offset: int) -> tuple[int, int]:
+        [(position, size, _)] = ENTRY.iter_unpack(self.entries(queue, offset, 1))
+        return position, size
+
+
+def _holds(log: LogReader, first: int, end: int, position: int, size: int) -> bool:
+    return (
+        size >= MIN_SIZE
+        and first <= position <= end - size
+        and position % log.file_size + size <= log.file_size - BLANK_BYTES
+    )
 
 
 def find_messages(
@@ -113,40 +183,86 @@ def find_messages(
                 positions.append(position)
                 sizes.append(size)
             offset += 1
-    records, damaged = _read_records(reader, file_size, positions, sizes)
-    for index in reversed(damaged):
+    records, missing = _read_records(reader, file_size, queue, offsets, positions, sizes)
+    for index in reversed(missing):
         del offsets[index], positions[index]
     return offset, records, offsets, positions
 
 
 def _read_records(
-    reader: Reader, file_size: int, positions: list[int], sizes: list[int]
+    reader: Reader, file_size: int, queue: ConsumeQueue, offsets: list[int], positions: list[int], sizes: list[int]
 ) -> tuple[list[bytes], list[int]]:
-    """Records at rising positions; near ones with one read. Where the log holds something else there is no record, but
-    its index in the second list."""
+    """Records at rising positions; near ones with one read. Where no message stands there is no record, but its index
+    in the second list."""
     records: list[bytes] = []
-    damaged: list[int] = []
+    missing: list[int] = []
     count, first = len(positions), 0
     while first < count:
-        start = positions[first]
-        end = start + sizes[first]
-        limit = min(start - start % file_size + file_size, start + _RUN_BYTES)
-        after = first + 1
-        while after < count and positions[after] - end <= _GAP_BYTES and positions[after] + sizes[after] <= limit:
-            end = positions[after] + sizes[after]
-            after += 1
-        view = memoryview(reader.log(start, end - start))
+        start, after, view = positions[first], first + 1, memoryview(b"")
+        if reader.holds(start, sizes[first]):
+            end = start + sizes[first]
+            limit = min(start - start % file_size + file_size, start + _RUN_BYTES)
+            while (
+                after < count
+                and end <= positions[after] <= end + _GAP_BYTES
+                and positions[after] + sizes[after] <= limit
+            ):
+                end = max(end, positions[after] + sizes[after])
+                after += 1
+            view = memoryview(reader.log(start, end - start))
         for index in range(first, after):
             position, size = positions[index], sizes[index]
-            at = position - start
-            record = bytes(view[at : at + size])
-            if len(record) < MIN_SIZE or _size_and_position(record) != (size, position):
-                log.error("the commit log is damaged at %d: no record of %d bytes there, left out", position, size)
-                damaged.append(index)
+            found = bytes(view[position - start : position - start + size])
+            record: bytes | None = found
+            if not is_whole(found, size, position) or not (_is_of(found, queue, offsets[index]) or _is_filler(found)):
+                record = reader.search(queue, offsets[index])
+                if record is None:
+                    log.error(
+                        "%s: the message at offset %d is lost: the commit log has no record of %d bytes at %d",
+                        queue.directory, offsets[index], size, position,
+                    )  # fmt: skip
+                else:
+                    positions[index] = _position_of(record)
+            if record is None or _is_filler(record):
+                missing.append(index)
             else:
                 records.append(record)
         first = after
-    return records, damaged
+    return records, missing
+
+
+def _is_of(record: bytes, queue: ConsumeQueue, offset: int) -> bool:
+    """A damaged entry may lead to the message of another one, most likely where all are of one size."""
+    return _unpack_place(record) == (queue.queue_id, offset) or queue.topic.startswith(_LMQ_PREFIX)
+
+
+def _is_filler(record: bytes) -> bool:
+    """A record that is marked as rolled back is no message."""
+    return record[39] & TRANSACTION_MASK == TRANSACTION_ROLLBACK
+
+
+def _position_of(record: bytes) -> int:
+    position: int = _size_and_position(record)[1]
+    return position
+
+
+def is_whole(record: bytes, size: int, position: int) -> bool:
+    """Whether these bytes are a record of that size and place whose body matches its CRC."""
+    try:
+        found_size, magic, crc, found_position, sys_flag, body = _unpack_head(record)
+        if found_size != size or found_position != position or len(record) != size:
+            return False
+        if magic != MAGIC_V1 or sys_flag & (BORN_HOST_V6 | STORE_HOST_V6):
+            decode(record, check_crc=True)
+            return True
+        topic_at: int = _HEAD.size + body
+        topic_end: int = topic_at + 1 + record[topic_at]
+        return (
+            topic_end + 2 + (record[topic_end] << 8 | record[topic_end + 1]) == size
+            and crc32(record[_HEAD.size : topic_at]) & 0x7FFFFFFF == crc
+        )
+    except (struct.error, IndexError, ProtocolError):
+        return False
 
 
 def read_record(reader: Reader, file_size: int, position: int, end: int) -> bytes | None:
@@ -158,9 +274,8 @@ def read_record(reader: Reader, file_size: int, position: int, end: int) -> byte
     size, magic = BLANK.unpack_from(head)
     if magic not in (MAGIC_V1, MAGIC_V2) or not MIN_SIZE <= size <= room:
         return None
-    if _size_and_position(head) != (size, position):
-        return None
-    return head[:size] if size <= len(head) else bytes(reader.log(position, size))
+    record = head[:size] if size <= len(head) else bytes(reader.log(position, size))
+    return record if is_whole(record, size, position) and not _is_filler(record) else None
 
 
 def read_position(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
@@ -171,12 +286,13 @@ def read_position(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
 
 
 def read_stored_ms(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
-    """When the message at this offset, which must be there, was stored; -1 when its record is damaged or left out."""
+    """When the message at this offset, which must be there, was stored; of a lost one, when one beside it was, because
+    times are searched through; -1 when nothing tells."""
     position, size, _ = next(ENTRY.iter_unpack(reader.entries(queue, offset, 1)))
-    if size == FILLER_SIZE:
+    if not reader.holds(position, MIN_SIZE):
         return -1
     head = bytes(reader.log(position, _HEAD_BYTES))
-    if len(head) < _HEAD_BYTES or _size_and_position(head) != (size, position):
+    if _size_and_position(head) != (int.from_bytes(head[:4], "big") if size == FILLER_SIZE else size, position):
         return -1
     sys_flag: int
     stored_ms: int

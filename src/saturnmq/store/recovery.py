@@ -6,9 +6,10 @@ before it is durable in log and queues, take every record from there, give its e
 stands behind the last one, in the log and in the queues.
 
 What is no record has one of two meanings. Behind the confirmed position it is the torn end of a crash, sectors in any
-order, none of it acknowledged: it is cut. Before it (or, of a log that another server wrote and therefore confirmed
-nothing, when whole records follow) it is damage to what had been durable, and cutting there would drop messages:
-refused.
+order, none of it acknowledged: it is cut, with whole records that may follow, because no record may be there without
+those that were appended before it. Before that position (or, of a log that another server wrote or whose checkpoint is
+lost, and which therefore confirmed nothing, when whole records follow) it is damage to what had been durable: it is
+taken out of the log (`repair`), and what follows stays (decision 5).
 """
 
 from __future__ import annotations
@@ -18,18 +19,16 @@ import logging
 import msgspec
 
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.message import StoredMessage
 from saturnmq.store.checkpoint import Abort, Checkpoint
 from saturnmq.store.commitlog import LogReader, zero_tail
-from saturnmq.store.consumequeue import DIRECTORY, ConsumeQueue, ConsumeQueues, MissingEntries
-from saturnmq.store.dispatch import TagsCode, is_queued
+from saturnmq.store.consumequeue import DIRECTORY, ConsumeQueues, MissingEntries
+from saturnmq.store.dispatch import TagsCode
+from saturnmq.store.rebuild import Rebuild
+from saturnmq.store.repair import repair
 from saturnmq.store.results import StoreRefused
-from saturnmq.store.walk import Walk, find_record
+from saturnmq.store.walk import Walk, find_next
 
 log = logging.getLogger(__name__)
-
-#: entries that a rebuild holds before it writes them
-_ENTRIES_IN_MEMORY = 1 << 20
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -51,10 +50,15 @@ class Recovery:
         self._checkpoint, self._abort, self._tags_code = checkpoint, abort, tags_code
         self._files = log_reader.find_files()
         self._stored_ms = 0
+        #: the log had been durable up to here, as far as is known
+        self._durable = -1
+        if checkpoint.is_confirmed or not abort.present:
+            self._durable = checkpoint.confirmed
 
     def run(self) -> Recovered:
         """Raises StoreRefused and OSError."""
         self._check_sizes()
+        self._check_end()
         first = self._files[0] if self._files else 0
         if not self._files:  # a store without messages must not look like one that lost its queues
             self._disk.mkdir(DIRECTORY)
@@ -67,7 +71,8 @@ class Recovery:
             self._checkpoint.save(0, 0)
             end = self._recover(first, rebuild, whole=True)
         stored_ms = max(self._stored_ms, self._checkpoint.log_ms)
-        if rebuild:
+        self._checkpoint.confirm(end)
+        if rebuild or not self._checkpoint.is_confirmed:
             self._checkpoint.save(stored_ms, stored_ms)
         return Recovered(first, end, stored_ms)
 
@@ -84,6 +89,17 @@ class Recovery:
                     f"{self._log.path(position)} has {size} bytes, not {self._log.file_size}; "
                     "set mappedFileSizeCommitLog to the size that this store was made with"
                 )
+
+    def _check_end(self) -> None:
+        """A file that is gone can be brought back; it is no damage to give up."""
+        if self._durable <= self._limit:
+            return
+        if self._files and self._checkpoint.is_confirmed:
+            raise StoreRefused(
+                f"{self._log.path(self._durable)} is missing: the commit log was durable up to position "
+                f"{self._durable}, its files end at {self._limit}; bring the file back from a replica or a copy"
+            )
+        self._durable = -1
 
     def _clean_start(self) -> int:
         """The confirmed position when a record or nothing begins there, else the last file in use."""
@@ -115,81 +131,65 @@ class Recovery:
         return self._files[-1] + self._log.file_size if self._files else 0
 
     def _recover(self, start: int, rebuild: bool, *, whole: bool = False) -> int:
+        """Give the log's end."""
         queues, limit = self._queues, self._limit
-        walk = Walk(self._log, start, limit, self._checkpoint.confirmed if self._abort.ours else limit)
+        is_torn_there = self._abort.ours and self._checkpoint.is_confirmed
+        walk = Walk(self._log, start, limit, self._durable if is_torn_there else limit)
         queues.forget()
         queues.log_first = self._files[0] if self._files else 0
-        rebuilt: dict[tuple[str, int], ConsumeQueue] = {}
-        for record in walk:
-            self._stored_ms = record.stored_ms
-            if rebuild and is_queued(record.sys_flag):
-                self._requeue(rebuilt, record, whole)
+        anew = Rebuild(queues, self._log, self._tags_code, whole) if rebuild else None
+        while True:
+            for rows in walk.rows():
+                if rows:
+                    self._stored_ms = rows[-1][6]
+                    if anew is not None:
+                        anew.take(rows)
+            damage_end = self._damage_end(walk.end)
+            if damage_end is None:
+                break
+            stored_ms = self._stored_ms or self._checkpoint.log_ms or 1
+            repair(self._log, walk.end, damage_end, stored_ms, walk.reason or "nothing stands there")
+            walk.resume(walk.end)
         queues.log_end = end = walk.end
         if self._files and (rebuild or end != self._checkpoint.confirmed):
-            self._settle_end(walk, limit)
+            self._cut(walk, limit)
             self._sync_log(start, end)
-        if rebuild:
-            for queue in rebuilt.values():
-                queues.cut(queue)
-            queues.sync_now()
-        if not self._files or (rebuild and not self._abort.ours):
-            queues.open_all()  # a queue of Apache's may be ahead of its log, and is cut when it is opened
-        self._checkpoint.confirm(end)
+        if anew is not None:
+            anew.finish(end)
+        if walk.fillers:
+            queues.repoint(walk.fillers)
+        was_apaches = not self._abort.ours if rebuild else walk.reason and not self._checkpoint.is_confirmed
+        if not self._files or was_apaches:
+            queues.open_all()
         return end
 
-    def _requeue(self, rebuilt: dict[tuple[str, int], ConsumeQueue], record: StoredMessage, whole: bool) -> None:
-        key = (record.topic, record.queue_id)
-        queue = rebuilt.get(key)
-        if queue is None:
-            queue = rebuilt[key] = self._queues.rewind(*key, record.queue_offset, whole=whole)
-        if record.queue_offset < queue.next_offset:
-            log.error(
-                "commit log %d: %s queue %d has the offset %d twice; the first one stays",
-                record.commit_log_offset, record.topic, record.queue_id, record.queue_offset,
-            )  # fmt: skip
-            return
-        if record.queue_offset > queue.next_offset:
-            log.error(
-                "commit log %d: %s queue %d has no messages from offset %d to %d",
-                record.commit_log_offset, record.topic, record.queue_id, queue.next_offset, record.queue_offset,
-            )  # fmt: skip
-            self._queues.fill(queue, record.queue_offset, record.commit_log_offset)
-        code = self._tags_code(record.topic, record.properties, record.stored_ms)
-        self._queues.add(queue, record.commit_log_offset, record.size, code)
-        queue.next_offset = queue.max_offset
-        if self._queues.unwritten > _ENTRIES_IN_MEMORY:
-            self._queues.write_now()
+    # ------------------------------------------------------------------------------------------ damage, and the end
 
-    # ----------------------------------------------------------------------------------------------- the end
+    def _damage_end(self, position: int) -> int | None:
+        """Where the log goes on behind this position, at which no record stands; None when it ends here."""
+        if position < self._durable:
+            found = find_next(self._log, position, self._durable, self._stored_ms)
+            return self._durable if found is None else found
+        if position == self._limit or (self._abort.ours and self._checkpoint.is_confirmed):
+            return None
+        return find_next(self._log, position, self._limit, self._stored_ms)
 
-    def _settle_end(self, walk: Walk, limit: int) -> None:
-        """Decide what stands behind the last record; cut it, or refuse."""
-        end, confirmed = walk.end, self._checkpoint.confirmed
-        where = f"{self._log.path(end)} at {end % self._log.file_size} (log position {end})"
-        if end < confirmed and (self._abort.ours or not self._abort.present):
-            raise StoreRefused(self._damage(where, walk, f"it was durable up to {confirmed}"))
-        if not self._abort.ours:
-            later = find_record(self._log, end + 1, limit, self._stored_ms)
-            if later is not None:
-                raise StoreRefused(self._damage(where, walk, f"another message stands behind it, at {later}"))
+    def _cut(self, walk: Walk, limit: int) -> None:
+        """Let nothing stand behind the last record."""
+        end = walk.end
         if end == limit:
             return
         if walk.reason:
-            log.warning("%s: %s; the log is cut there, as a crash left it", where, walk.reason)
+            log.warning(
+                "%s at %d (log position %d): %s; the log is cut there, as a crash left it",
+                self._log.path(end), end % self._log.file_size, end, walk.reason,
+            )  # fmt: skip
         for position in reversed(self._files):
             if position > end:
                 self._disk.unlink(self._log.path(position))
-        for directory in self._log.directories:
-            if self._disk.exists(directory):
-                self._disk.sync_directory(directory)
+                self._disk.sync_directory(self._log.path(position).rpartition("/")[0])
         self._files = [position for position in self._files if position <= end]
         zero_tail(self._disk, self._log.path(end), end % self._log.file_size, self._log.file_size)
-
-    def _damage(self, where: str, walk: Walk, proof: str) -> str:
-        return (
-            f"the commit log is damaged in {where}: {walk.reason or 'nothing stands there'}, but {proof}. "
-            "Opening it would lose messages, so it is left as it is. Restore the file from a replica or a copy"
-        )
 
     def _sync_log(self, start: int, end: int) -> None:
         """What was found may stand only in the page cache; readers must not see it before it is durable."""

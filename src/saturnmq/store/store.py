@@ -163,8 +163,8 @@ class Store:
         foreign.refuse(self.disk)
 
     def _recover(self) -> None:
-        self._checkpoint = checkpoint = Checkpoint(self.disk)
-        self._abort = Abort(self.disk)
+        self._abort = abort = Abort(self.disk)
+        self._checkpoint = checkpoint = Checkpoint(self.disk, apache_crashed=abort.present and not abort.ours)
         recovered = Recovery(
             self.disk, self._log, self._queues, checkpoint, self._abort,
             lambda topic, properties, stored_ms: tags_code(topic, properties, stored_ms, self._delays_ms),
