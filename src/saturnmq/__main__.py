@@ -28,6 +28,10 @@ EPILOG = "Of an option given twice the last one wins."
 def main() -> None:
     # until there is something to finish, Ctrl-C just ends the process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["admin"]:
+        from saturnmq.admin import offline
+
+        sys.exit(offline.main(sys.argv[2:]))
     command, given = parse(sys.argv[1:])
     if command == "version":
         print(__version__)
@@ -84,6 +88,7 @@ def _parser() -> ArgumentParser:
     _add_print_config(broker)
     _add_common(broker)
 
+    command("admin", "Look into the files of a store, or check all of them: `saturnmq admin --help`.")
     command("version", "Print the version.")
     return parser
 

@@ -17,6 +17,8 @@ class ReadOnlyDisk(RealDisk):
 
     def open(self, path: str) -> RealFile:
         full = self._at(path)
+        if os.path.isdir(full):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
         return RealFile(full, os.open(full, os.O_RDONLY | os.O_CLOEXEC))
 
     def _refuse(self, path: str, *_: object) -> NoReturn:

@@ -133,15 +133,17 @@ _FORMATS = (
 )
 
 
-def find(disk: Disk) -> list[Foreign]:
-    """Everything in the data directory that is not ours to read. Raises OSError."""
-    found = [Foreign(known.path, known.what, known.remedy) for known in _FORMATS if known.there(disk, known.path)]
-    return [*found, *_dledger_logs(disk)]
+def find(disk: Disk, root: str = "") -> list[Foreign]:
+    """Everything in a data directory that is not ours to read. Raises OSError."""
+    found = [
+        Foreign(known.path, known.what, known.remedy) for known in _FORMATS if known.there(disk, root + known.path)
+    ]
+    return [*found, *_dledger_logs(disk, root)]
 
 
-def _dledger_logs(disk: Disk) -> Iterable[Foreign]:
-    for name in disk.list(""):
-        if name.startswith("dledger-") and disk.list(f"{name}/data"):
+def _dledger_logs(disk: Disk, root: str) -> Iterable[Foreign]:
+    for name in disk.list(root):
+        if name.startswith("dledger-") and disk.list(f"{root}{name}/data"):
             yield Foreign(
                 name,
                 "a DLedger commit log (enableDLegerCommitLog=true)",

@@ -50,6 +50,8 @@ _LENGTH = Struct(">H")
 _pack_length = _LENGTH.pack
 _SYS_FLAG = Struct(">36xI")
 _BATCH_HEAD = Struct(">IIIiI")
+_WHOLE_CRC_KEY = b"__CRC32#\x01"
+_WHOLE_CRC_BYTES = len(_WHOLE_CRC_KEY) + 10 + 1
 #: behind two IPv4 hosts
 _RECONSUME_TIMES = Struct(">72xi").unpack_from
 
@@ -183,6 +185,20 @@ def decode(record: bytes, *, check_crc: bool = False) -> StoredMessage:
         reconsume_times=reconsume_times,
         prepared_transaction_offset=prepared_transaction_offset,
         size=size,
+    )
+
+
+def whole_crc(record: bytes) -> bool | None:
+    """Whether the CRC that Apache puts into the properties of each record (enabledAppendPropCRC=true) is that of all
+    bytes before it; None when there is none. Its ten digits stand in reverse order."""
+    tail = record[-_WHOLE_CRC_BYTES:]
+    digits = tail[len(_WHOLE_CRC_KEY) : -1]
+    if not tail.startswith(_WHOLE_CRC_KEY):
+        return None
+    return (
+        digits.isdigit()
+        and tail.endswith(b"\x02")
+        and int(digits[::-1]) == crc32(record[:-_WHOLE_CRC_BYTES]) & 0x7FFFFFFF
     )
 
 
