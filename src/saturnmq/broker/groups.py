@@ -61,9 +61,8 @@ class GroupTable:
 
     def load(self) -> None:
         """Raises ValueError when the file and its .bak are broken."""
-        found = self._file.read()
-        if found is not None:
-            stored = msgspec.convert(found, _File, strict=False)
+        stored = self._file.read(_File)
+        if stored is not None:
             self._groups.update(stored.subscription_group_table)
             self._forbidden = stored.forbidden_table
             self.version = stored.data_version

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from saturnmq.disk.port import Disk
 from saturnmq.kernel.clock import Background, Clock, Timer
@@ -13,6 +15,8 @@ from saturnmq.kernel.later import Later, Reply, hear
 from saturnmq.wire.remoting import json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: how long after a failed write the next one is tried, milliseconds
 RETRY_MS = 5_000
@@ -47,6 +51,8 @@ class JsonFile:
         self._disk, self._clock, self._encode, self._delay_ms = disk, clock, encode, delay_ms
         self._before, self._background = before, background
         self._path = f"config/{name}"
+        #: the file, not its predecessor, was found broken: it must not become the predecessor
+        self._is_broken = False
         #: set while there is something to write
         self._timer: Timer | None = None
         #: who waits for the write after the one under way; None while there is none
@@ -55,18 +61,20 @@ class JsonFile:
         #: time, however often it changes
         self._begun_ms = self._next_ms = 0
 
-    def read(self) -> Any:
-        """The parsed file, else its predecessor, else None when there was none. Raises ValueError: both are broken."""
+    def read(self, kind: type[T]) -> T | None:
+        """What the file holds, else its predecessor, else None when there was none. Raises ValueError: both are
+        broken."""
         broken: Exception | None = None
         for path in (self._path, self._path + ".bak"):
             if not self._disk.exists(path):
                 continue
             try:
                 data = self._disk.read_file(path)
-                return json.parse(data, most_tokens=len(data))
-            except ProtocolError as error:
+                return msgspec.convert(json.parse(data, most_tokens=len(data)), kind, strict=False)
+            except (ProtocolError, msgspec.ValidationError) as error:
                 log.error("%s cannot be read: %s", path, error)
                 broken = error
+                self._is_broken = True
         if broken is not None:
             raise ValueError(f"neither {self._path} nor its .bak can be read: {broken}") from broken
         return None
@@ -107,10 +115,11 @@ class JsonFile:
 
     def _replace(self, data: bytes, written: Later[None]) -> None:
         def work() -> None:
-            if self._disk.exists(self._path):
+            if self._disk.exists(self._path) and not self._is_broken:
                 # a crash between the two leaves the .bak, which read() takes
                 self._disk.rename(self._path, self._path + ".bak")
             self._disk.replace_file(self._path, data)
+            self._is_broken = False
 
         if self._background is not None:
             self._background.run(work, lambda _: self._over(written), lambda error: self._over(written, error))

@@ -52,9 +52,8 @@ class OffsetTable:
 
     def load(self) -> None:
         """Raises ValueError when the file and its .bak are broken."""
-        found = self._file.read()
-        if found is not None:
-            stored = msgspec.convert(found, _File, strict=False)
+        stored = self._file.read(_File)
+        if stored is not None:
             self._offsets = stored.offset_table
             self.version = stored.data_version
 

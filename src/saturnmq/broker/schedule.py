@@ -83,9 +83,8 @@ class DelayLevels:
 
     def load(self) -> None:
         """Raises ValueError when the file and its .bak are broken."""
-        found = self._file.read()
-        if found is not None:
-            stored = msgspec.convert(found, _File, strict=False)
+        stored = self._file.read(_File)
+        if stored is not None:
             self._version = stored.data_version
             for level in self._levels:
                 level.offset = stored.offset_table.get(level.number, 0)

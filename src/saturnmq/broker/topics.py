@@ -84,9 +84,8 @@ class TopicTable:
 
     def load(self) -> None:
         """Raises ValueError when the file and its .bak are broken."""
-        found = self._file.read()
-        if found is not None:
-            stored = msgspec.convert(found, _File, strict=False)
+        stored = self._file.read(_File)
+        if stored is not None:
             self._topics.update(stored.topic_config_table)
             self.version = stored.data_version
             self.version.bump(self._clock.now_ms())

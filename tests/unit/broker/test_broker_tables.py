@@ -267,10 +267,16 @@ def test_a_broken_file_is_read_from_its_predecessor() -> None:
     offline.send("first")
     offline.send("second")
     offline.stop()
-    offline.disk.replace_file("config/topics.json", b'{"topicConfigTable":{')
-    again = OfflineBroker(offline.disk, offline.clock)
-    assert again.broker.topics.get("first") is not None
-    again.stop()
+    for broken in (b'{"topicConfigTable":{', b'{"topicConfigTable":[]}', b"null"):
+        offline.disk.replace_file("config/topics.json", broken)
+        again = OfflineBroker(offline.disk, offline.clock)
+        assert again.broker.topics.get("first") is not None
+        # and that one stays until there is a good file
+        offline.disk.faults[Operation.RENAME, "config/topics.json.tmp"] = errno.EIO
+        again.send("third")
+        assert b'"first"' in offline.disk.read_file("config/topics.json.bak")
+        offline.disk.faults.clear()
+        again.stop()
     offline.disk.replace_file("config/topics.json", b"")
     offline.disk.replace_file("config/topics.json.bak", b"[")
     with pytest.raises(ValueError, match=r"neither config/topics.json nor its .bak"):
