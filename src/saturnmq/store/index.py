@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from errno import ENOSPC
+from itertools import dropwhile, takewhile
 from typing import TypeAlias, TypeVar
 
 from saturnmq.disk.port import Buffer, Disk
@@ -82,7 +83,7 @@ class Index:
         #: every message below this log position is taken in; readers see those below the other
         self._position = self._shown = 0
         #: how many items the message at this position has already
-        self._resume = (0, 0)
+        self._resume = (-1, 0)
         #: what is shown waits in `_pending`; else it must be read from the log
         self._live = False
         self._pending: list[Row] = []
@@ -104,9 +105,7 @@ class Index:
         if not self._enabled:
             return None
         durable_ms = 0
-        for index_file in self._files:
-            if index_file.pages is not None or index_file.stale:
-                break
+        for index_file in takewhile(_at_rest, self._files):
             durable_ms = index_file.end_ms
         return durable_ms
 
@@ -144,16 +143,14 @@ class Index:
             try:
                 index_file = IndexFile.load(self._disk, name, self._shape)
                 self._files.append(index_file)
-                self._check(index_file, crashed=crashed, trusted_ms=trusted_ms)
+                self._check(index_file, trusted_ms)
             except DamagedIndex as damaged:
                 if not crashed:
                     log.warning("%s/%s %s: made anew from the commit log", DIRECTORY, name, damaged)
                 self._drop(f"{DIRECTORY}/{name}" for name in found[at:])
                 break
 
-    def _check(self, index_file: IndexFile, *, crashed: bool, trusted_ms: int) -> None:
-        if crashed and index_file.empty:
-            raise DamagedIndex("has no header yet")
+    def _check(self, index_file: IndexFile, trusted_ms: int) -> None:
         if len(self._files) > 1 and index_file.begin_position < self._files[-2].end_position:
             raise DamagedIndex("does not follow the one before it")
         if not index_file.empty and not index_file.begin_position <= index_file.end_position < self._log.end:
@@ -162,19 +159,19 @@ class Index:
             raise DamagedIndex("was mapped into memory, and its pages reached the disk in any order")
 
     def _drop(self, paths: Iterable[str]) -> None:
-        """Remove these files, which are the newest ones. Raises OSError."""
-        dropped = set(paths)
+        """Remove these files, which are the newest ones; one after the other, so that whatever a crash leaves of them
+        follows the others without a gap. Raises OSError."""
+        dropped = sorted(paths, reverse=True)
         while self._files and self._files[-1].path in dropped:
             self._files.pop().close()
         for path in dropped:
             if self._disk.exists(path):
                 self._disk.unlink(path)
-        if dropped:
-            self._disk.sync_directory(DIRECTORY)
+                self._disk.sync_directory(DIRECTORY)
 
     def _find_position(self) -> None:
         """Go on behind the last message that has all its items. Raises OSError."""
-        self._position, self._resume = self._log.first, (0, 0)
+        self._position, self._resume = self._log.first, (-1, 0)
         position, items = self._last_items()
         if items and position >= self._log.first:
             message = next(iter(Walk(self._log, position, self._log.end, self._log.end, _PIECE_BYTES)), None)
@@ -204,19 +201,16 @@ class Index:
             self._take_in()
             for index_file in self._files:
                 if index_file.stale and index_file.pages is None:
-                    index_file.pages = self._slots_now(index_file)
+                    maker = SlotMaker(index_file)
+                    while not maker.done:
+                        maker.step(self._disk)
+                    index_file.has_slots(maker)
                 write = index_file.take(sync=True, slots=True)
                 if write is not None:
                     write.run(self._disk)
                     index_file.wrote(write)
         except (OSError, DamagedIndex) as error:
             self._fail(error)
-
-    def _slots_now(self, index_file: IndexFile) -> Pages:
-        maker = SlotMaker(index_file)
-        while not maker.done:
-            maker.step(self._disk)
-        return maker.pages
 
     def close(self) -> None:
         self.stop()
@@ -255,11 +249,11 @@ class Index:
 
     def _add(self, rows: Sequence[Row]) -> None:
         items: list[NewItem] = []
+        resume, taken = self._resume
         for topic, position, properties, stored_ms in rows:
             of_message = hashes(topic, properties)
-            if position == self._resume[0]:
-                of_message = of_message[self._resume[1] :]
-            items += [(hash_, position, stored_ms) for hash_ in of_message]
+            for hash_ in of_message[taken:] if position == resume else of_message:
+                items.append((hash_, position, stored_ms))
         at = 0
         while at < len(items):
             at = self._growing().put(items, at)
@@ -295,9 +289,6 @@ class Index:
             self._make_slots(stale)
         elif self._position >= self._shown:
             self._live = ready  # a file at rest comes into memory with the next message
-            if ready and self._warned:
-                self._warned = False
-                log.info("the index of message keys is complete again")
         elif last is not None and not ready:
             self._read_slots(last)
         elif last is None or len(last.tail) <= _MAX_TAIL_BYTES:
@@ -310,21 +301,18 @@ class Index:
         def made(_: None) -> None:
             if maker.done:
                 self._maker = None
-                self._has_slots(index_file, maker.pages)
+                index_file.has_slots(maker)
+                self._arm()
 
         self._read(lambda: maker.step(disk), made, lambda error: self._slots_failed(index_file, error))
 
     def _read_slots(self, index_file: IndexFile) -> None:
         disk, path, shape = self._disk, index_file.path, self._shape
-        self._read(
-            lambda: read_pages(disk, path, shape),
-            lambda pages: self._has_slots(index_file, pages),
-            lambda error: self._slots_failed(index_file, error),
-        )
 
-    def _has_slots(self, index_file: IndexFile, pages: Pages) -> None:
-        index_file.pages = pages
-        self._arm()
+        def read(pages: Pages) -> None:
+            index_file.pages = pages
+
+        self._read(lambda: read_pages(disk, path, shape), read, lambda error: self._slots_failed(index_file, error))
 
     def _slots_failed(self, index_file: IndexFile, error: BaseException) -> None:
         self._maker = None
@@ -374,7 +362,7 @@ class Index:
             return []
         self._take_in()
         now_ms = self._clock.now_ms()
-        sync = now_ms >= self._next_sync_ms
+        sync = now_ms >= self._next_sync_ms or self._warned
         if sync:
             self._next_sync_ms = now_ms + _SYNC_INTERVAL_MS
         writes = [
@@ -399,6 +387,9 @@ class Index:
             for write in writes:
                 write.index_file.wrote(write)
             self._go_on()
+            if self._warned and self._live:
+                self._warned = False
+                log.info("the index of message keys is complete and written again")
             done()
 
         def failed(error: BaseException) -> None:
@@ -411,9 +402,7 @@ class Index:
     def _fail(self, error: BaseException) -> None:
         """An index file cannot be written or read. What is not at rest is lost: its room may be what others need."""
         try:
-            self._drop(
-                [index_file.path for index_file in self._files if index_file.pages is not None or index_file.stale]
-            )
+            self._drop(index_file.path for index_file in dropwhile(_at_rest, self._files))
         except OSError as failure:
             log.warning("%s is left behind: %s", failure.filename, failure.strerror)
         self._suspend(error)
@@ -462,6 +451,10 @@ class Index:
             for index_file in reversed(self._files)
             if not index_file.empty and index_file.begin_ms <= query.end_ms and index_file.end_ms >= query.begin_ms
         ]
+
+
+def _at_rest(index_file: IndexFile) -> bool:
+    return index_file.pages is None and not index_file.stale
 
 
 def _hot(disk: Disk, index_file: IndexFile) -> Read:

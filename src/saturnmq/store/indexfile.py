@@ -35,7 +35,7 @@ SLOT_BYTES = 4
 ITEM = Struct(">iqii")
 ITEM_BYTES = ITEM.size
 
-_PAGE_SLOTS = 256
+_PAGE_SLOTS = 128
 _PAGE_BITS = _PAGE_SLOTS.bit_length() - 1
 _PAGE_MASK = _PAGE_SLOTS - 1
 _PAGE_BYTES = _PAGE_SLOTS * SLOT_BYTES
@@ -52,7 +52,7 @@ _pack_item = ITEM.pack
 NewItem: TypeAlias = tuple[int, int, int]
 #: bytes of a file (size, offset); raises OSError, and Cold when it must not wait for them
 Read: TypeAlias = Callable[[int, int], Buffer]
-#: of 256 slots each; None: zeros
+#: of 128 slots each; None: zeros
 Pages: TypeAlias = "list[array[int] | None]"
 
 # Java's polynomial hash is a number in base 31. A byte is 31 * a + b with digits a and b, so that int(), which is in C,
@@ -72,7 +72,7 @@ def key_hash(key: bytes) -> int:
         value = 0
         for unit in memoryview(key.decode("utf-8", "replace").encode("utf-16-le")).cast("H"):
             value = value * 31 + unit & 0xFFFFFFFF
-    return value if value < 0x80000000 else (0x100000000 - value) & 0x7FFFFFFF
+    return value if value < 0x80000000 else -value & 0x7FFFFFFF
 
 
 class DamagedIndex(Exception):
@@ -167,12 +167,12 @@ class IndexFile:
 
     def put(self, items: Sequence[NewItem], start: int) -> int:
         """Add items from `start` on, as many as there is room for. Gives where to go on."""
-        pages, slots, count, begin_ms = self.pages, self.shape.slots, self.count, self.begin_ms
+        pages, slots, count = self.pages, self.shape.slots, self.count
         assert pages is not None
         end = min(len(items), start + self.shape.items - count)
         used, packed = 0, []
-        for at in range(start, end):
-            hash_, position, stored_ms = items[at]
+        seconds, seconds_of = 0, -1
+        for hash_, position, stored_ms in items[start:end]:
             slot = hash_ % slots
             page = pages[slot >> _PAGE_BITS]
             if page is None:
@@ -182,13 +182,13 @@ class IndexFile:
             page[slot] = count
             if not previous:
                 used += 1
-            seconds = (stored_ms - begin_ms) // 1000 if begin_ms > 0 else 0
-            if not 0 <= seconds <= _MAX_SECONDS:
-                seconds = 0 if seconds < 0 else _MAX_SECONDS
+            if stored_ms != seconds_of:
+                seconds = self._seconds(stored_ms)
+                if count == 1:
+                    self.begin_position, self.begin_ms = position, stored_ms
+                else:
+                    seconds_of = stored_ms
             packed.append(_pack_item(hash_, position, seconds, previous))
-            if count == 1:
-                self.begin_position = position
-                self.begin_ms = begin_ms = stored_ms
             count += 1
         if packed:
             self.tail += b"".join(packed)
@@ -196,6 +196,11 @@ class IndexFile:
             self.slots_used += used
             _, self.end_position, self.end_ms = items[end - 1]
         return end
+
+    def _seconds(self, stored_ms: int) -> int:
+        if self.begin_ms <= 0:
+            return 0
+        return min(max(0, (stored_ms - self.begin_ms) // 1000), _MAX_SECONDS)
 
     def _header(self, slots_used: int) -> bytes:
         return HEADER.pack(self.begin_ms, self.end_ms, self.begin_position, self.end_position, slots_used, self.count)
@@ -226,6 +231,10 @@ class IndexFile:
             header=self._header(self.slots_used),
             pages=self.pages if slots else None,
         )
+
+    def has_slots(self, maker: SlotMaker) -> None:
+        """They were made anew."""
+        self.pages, self.slots_used = maker.pages, maker.slots_used
 
     def wrote(self, write: IndexWrite) -> None:
         """That is done."""
@@ -328,6 +337,7 @@ class SlotMaker:
 
     def __init__(self, index_file: IndexFile) -> None:
         self.pages = _no_pages(index_file.shape)
+        self.slots_used = 0
         self._path, self._shape, self._end = index_file.path, index_file.shape, index_file.count
         self._next = 1
         self._position = 0
@@ -354,6 +364,8 @@ class SlotMaker:
                 page = pages[slot >> _PAGE_BITS] = array("i", _EMPTY_PAGE)
             if item_position < position or page[slot & _PAGE_MASK] != previous:
                 raise DamagedIndex(f"has an item {index} that does not follow from those before it")
+            if not previous:
+                self.slots_used += 1
             page[slot & _PAGE_MASK] = index
             position, index = item_position, index + 1
         self._position, self._next = position, index

@@ -11,7 +11,6 @@ import msgspec
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.message import StoredMessage
-from saturnmq.store.dispatch import find_property
 from saturnmq.store.indexfile import Chain, key_hash
 from saturnmq.store.reading import Cold, Reader, read_record
 from saturnmq.wire.record import decode
@@ -20,6 +19,11 @@ from saturnmq.wire.record import decode
 _HOT_STEPS = 1000
 #: of records that a query finds: clients take frames of 16 MiB
 _MAX_FOUND_BYTES = 8 << 20
+
+# as they stand in properties that begin and end with a separator
+_UNIQUE = b"\x02UNIQ_KEY\x01"
+_KEYS = b"\x02KEYS\x01"
+_TAGS = b"\x02TAGS\x01"
 
 
 class KeyKind(Enum):
@@ -42,7 +46,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hash(self) -> int:
-        return key_hash(f"{self.topic}{'#T#' if self.kind is KeyKind.TAG else '#'}{self.key}".encode())
+        key = f"{self.topic}{'#T#' if self.kind is KeyKind.TAG else '#'}{self.key}"
+        return key_hash(key.encode())
 
     def takes(self, message: StoredMessage) -> bool:
         """Other keys have the same hash."""
@@ -57,22 +62,36 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hashes(topic: str, properties: bytes) -> list[int]:
-    """Of the keys that a message is found by, in the order of its items."""
-    prefix = topic.encode() + b"#"
+    """Of the keys that a message is found by, in the order of its items. Of a property that stands twice the last one
+    counts."""
+    prefix = _prefix(topic)
+    text = b"\x02" + properties + b"\x02"
     found = []
-    unique = find_property(properties, b"UNIQ_KEY")
-    if unique is not None:
-        found.append(key_hash(prefix + unique))
-    keys = find_property(properties, b"KEYS")
-    if keys:
-        found += [key_hash(prefix + word) for word in keys.split(b" ") if word]
-    tag = find_property(properties, b"TAGS")
-    if tag:
-        found.append(_tag_hash(prefix, tag))
+    at = text.rfind(_UNIQUE)
+    if at >= 0:
+        at += len(_UNIQUE)
+        found.append(key_hash(prefix + text[at : text.find(b"\x02", at)]))
+    at = text.rfind(_KEYS)
+    if at >= 0:
+        at += len(_KEYS)
+        for word in text[at : text.find(b"\x02", at)].split(b" "):
+            if word:
+                found.append(key_hash(prefix + word))
+    at = text.rfind(_TAGS)
+    if at >= 0:
+        at += len(_TAGS)
+        tag = text[at : text.find(b"\x02", at)]
+        if tag:
+            found.append(_tag_hash(prefix, tag))
     return found
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
+def _prefix(topic: str) -> bytes:
+    return topic.encode() + b"#"
+
+
+@lru_cache(maxsize=4096)
 def _tag_hash(prefix: bytes, tag: bytes) -> int:
     return key_hash(prefix + b"T#" + tag)
 
