@@ -28,11 +28,11 @@ from saturnmq.testing.server import LocalServer, ServerError
 MODULES = ROOT / "tests" / "conformance" / "modules.txt"
 #: parts of the standard library that cost more than they are worth at a start
 HEAVY = {"email", "http", "logging.config", "multiprocessing", "pydoc", "unittest", "urllib.request", "xml"}
+#: ours, and what a Python installation may bring along
+NOT_OTHERS = {"saturnmq", "sitecustomize", "usercustomize"}
 LISTENERS = ("namesrv", "broker", "proxy_remoting", "grpc", "http")
 
 MOST_IDLE_BYTES = 80 << 20
-#: seconds of CPU until the first message is acknowledged: about those of the clock on a quiet machine
-MOST_START_CPU_S = 0.8
 
 #: in a process of its own: `saturnmq local` up to the banner, and which modules it has then
 RECORD = """
@@ -107,14 +107,6 @@ def test_the_ready_file_appears_when_clients_can_connect(tmp_path: Path) -> None
     assert not ready_file.exists()
 
 
-def test_the_first_message_is_acknowledged_soon(tmp_path: Path) -> None:
-    with LocalServer(data_dir=tmp_path) as local:
-        send_one(local.broker)
-        used = Path(f"/proc/{local.pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(used[11]) + int(used[12])
-    assert ticks / os.sysconf("SC_CLK_TCK") < MOST_START_CPU_S
-
-
 def test_an_idle_server_is_small(local: LocalServer) -> None:
     assert get(local.http, "/healthz") == (200, "ok\n")  # everything is imported
     assert local.rss_anon_bytes() < MOST_IDLE_BYTES
@@ -130,7 +122,7 @@ def test_what_is_imported_before_it_is_ready(tmp_path: Path) -> None:
     modules = said.stdout.split()
     assert not HEAVY & set(modules)
     ours = {name for name in modules if name.startswith("saturnmq")}
-    others = {name.partition(".")[0] for name in modules if name[0] != "_"} - sys.stdlib_module_names - {"saturnmq"}
+    others = {name.partition(".")[0] for name in modules if name[0] != "_"} - sys.stdlib_module_names - NOT_OTHERS
     recorded = "".join(f"{name}\n" for name in [*sorted(others), *sorted(ours)])
     if os.environ.get("SATURNMQ_REWRITE"):
         MODULES.write_text(recorded)
@@ -191,7 +183,7 @@ def test_apaches_broker_conf_works_as_it_is(tmp_path: Path) -> None:
         assert '"brokerName":"apache"' in route(local.namesrv, "TBW102")
         noise = [line for line in local.log().splitlines() if " WARNING " in line]
     assert [line.partition("saturnmq: ")[2] for line in noise] == [
-        "settings without effect in this version of SaturnMQ: deleteWhen, fileReservedTime, brokerRole"
+        "settings without effect in this version of SaturnMQ: brokerRole"
     ]
 
 
