@@ -54,7 +54,7 @@ _TIMER_MAGICS = {1: "default", 2: "roll", 4: "delete"}
 #: store/timer/Slot.java; its time counts units of timerPrecisionMs, a second
 _TIMER_SLOT = Struct(">qqqii")
 _TIMER_CHECK = Struct(">qqqqqqq")
-_CHECKPOINT = Struct(">qqqqq")
+_CHECKPOINT = Struct(">qqqqqq")
 _PLAIN = re.compile(r'[^\s"=]+')
 
 
@@ -76,7 +76,7 @@ def _text(name: str, value: Any) -> str:
     if name.endswith("_ms") and isinstance(value, int):
         return instant(value)
     if isinstance(value, dict | list):
-        return msgspec.json.encode(value).decode()
+        return "".join(map(_visible, msgspec.json.encode(value).decode()))
     text = str(value)
     if text.isprintable() and _PLAIN.fullmatch(text):
         return text
@@ -84,9 +84,11 @@ def _text(name: str, value: Any) -> str:
 
 
 def _escape(character: str) -> str:
-    """Control characters, some of which terminals obey, become visible."""
-    if character in '"\\':
-        return "\\" + character
+    return "\\" + character if character in '"\\' else _visible(character)
+
+
+def _visible(character: str) -> str:
+    """Terminals obey some control characters, and hide others."""
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
@@ -240,7 +242,7 @@ def _log(log: LogFiles, wanted: Wanted) -> Iterator[Line]:
             case End():
                 yield Line("end", {"position": piece.position, "reason": piece.reason or "zeros"})
                 behind = data_behind(log, piece.position)
-                if behind is not None:
+                if behind is not None and not piece.reason:
                     yield Line("remains", {"position": behind, "reason": "no records, but not zeros either"})
 
 
@@ -422,10 +424,10 @@ def _index_header(disk: Disk, path: str) -> dict[str, Any]:
         file.close()
     if len(head) < indexfile.HEADER_BYTES:
         return {}
-    begin_ms, end_ms, begin, end, slots_used, count = indexfile.HEADER.unpack(head)
+    begin_ms, end_ms, begin, end, slots_used, next_item = indexfile.HEADER.unpack(head)
     return {
-        "size": size, "begin_ms": begin_ms, "end_ms": end_ms, "begin": begin, "end": end, "slots_used": slots_used,
-        "next_item": count,
+        "size": size, "begin_ms": begin_ms, "end_ms": end_ms, "begin_position": begin, "end_position": end,
+        "slots_used": slots_used, "next_item": next_item,
     }  # fmt: skip
 
 
@@ -458,16 +460,19 @@ def _index_file(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> I
 
 
 def _checkpoint(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> Iterator[Line]:
+    """Apache's fields, and whether the checks that we write beside them are right."""
     data = disk.read_file(path)
-    if len(data) < _CHECKPOINT.size:
+    if len(data) < checkpoint.PARSED_BYTES:
         yield Line("DAMAGE", {"reason": f"a checkpoint has 4096 bytes, not {len(data)}"})
         return
-    log_ms, queues_ms, index_ms, flushed, confirmed = _CHECKPOINT.unpack_from(data)
+    log_ms, queues_ms, index_ms, flushed, confirmed, queues_position = _CHECKPOINT.unpack_from(data)
+    said = checkpoint.parse(data[: checkpoint.PARSED_BYTES])
     yield Line(
         "checkpoint",
         {
             "log_ms": log_ms, "queues_ms": queues_ms, "index_ms": index_ms, "master_flushed": flushed,
-            "confirmed": confirmed,
+            "confirmed": confirmed, "queues_position": queues_position,
+            "times_check": "ok" if said.is_ours else "none", "confirmed_check": "ok" if said.is_confirmed else "none",
         },
     )  # fmt: skip
 

@@ -79,7 +79,7 @@ def find_log(disk: Disk, directories: Sequence[str], file_size: int | None) -> t
     strays = []
     for directory in directories:
         for name in disk.list(directory):
-            path = f"{directory}/{name}"
+            path = f"{directory}/{name}" if directory else name
             if not is_log_name(name) or int(name) in paths:
                 strays.append(path)
             else:

@@ -229,7 +229,7 @@ def find_next(reader: LogReader, damaged: int, limit: int, stored_ms: int) -> in
         is_blank = reader.read(end, BLANK_BYTES) == BLANK.pack(rest - size, MAGIC_BLANK)
         if end == limit or (end < limit and (is_blank or _is_record(reader, end, stored_ms))):
             return end
-    return find_record(reader, damaged + MIN_SIZE, limit, stored_ms)
+    return find_record(reader, damaged + min(MIN_SIZE, rest), limit, stored_ms)
 
 
 def find_record(reader: LogReader, start: int, limit: int, stored_ms: int) -> int | None:

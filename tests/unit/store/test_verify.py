@@ -265,7 +265,11 @@ def test_a_blank_with_a_wrong_size() -> None:
     at = content.rfind(MAGIC_BLANK.to_bytes(4, "big")) - 4
     assert BLANK.unpack_from(content, at) == (2048 - at, MAGIC_BLANK)
     flip(stage.disk, LOG, at + 3)
-    Verified(stage.disk).damage(LOG, at, "hold no record")
+    verified = Verified(stage.disk)
+    verified.damage(LOG, at, f"{2048 - at} bytes hold no record")
+    assert verified.totals.records == 25  # the next file's first one too
+    stage.disk.replace_file("abort", b"saturnmq")
+    assert len(stage.again().all("Topic", 0)) == 6
 
 
 def test_two_records_change_places() -> None:
