@@ -217,7 +217,7 @@ class RealDisk:
     def lock_holder(self, path: str) -> int | None:
         try:
             descriptor = os.open(self._at(path), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             return _holder(fcntl.fcntl(descriptor, fcntl.F_GETLK, _exclusive()))

@@ -15,7 +15,7 @@ import msgspec
 from saturnmq.disk.port import Disk, File
 from saturnmq.kernel.message import StoredMessage
 from saturnmq.store.commitlog import LogReader
-from saturnmq.store.walk import Walk, find_next
+from saturnmq.store.walk import Walk, find_next, find_record
 
 _CHUNK_BYTES = 4 << 20
 
@@ -116,9 +116,9 @@ def size_of(disk: Disk, path: str) -> int:
 
 
 def scan(log: LogFiles, start: int | None = None) -> Iterator[Piece]:
-    """Everything from `start` on, which need not be the beginning of anything, in order and without gaps; `End` comes
-    last. Raises OSError."""
-    position = log.first if start is None else start
+    """Everything, in order and without gaps, or from the first record at or behind `start` on; `End` comes last. Raises
+    OSError."""
+    position = log.first if start is None else _record_from(log, start)
     stored_ms = 0
     runs = [(max(first, position), limit) for first, limit in log.runs() if limit > position]
     for index, (first, limit) in enumerate(runs):
@@ -144,6 +144,15 @@ def scan(log: LogFiles, start: int | None = None) -> Iterator[Piece]:
                 yield Damage(position, found or limit, walk.reason or "zeros")
                 position = found or limit
     yield End(position, "")
+
+
+def _record_from(log: LogFiles, start: int) -> int:
+    for first, limit in log.runs():
+        if limit > start:
+            found = find_record(log, max(first, start), limit, 0)
+            if found is not None:
+                return found
+    return start
 
 
 def data_behind(log: LogFiles, position: int) -> int | None:

@@ -143,7 +143,22 @@ class Verifier:
         """Of damage in the log."""
         if self._state.live:
             return _LEFT_OUT
-        return _REPAIRED if position >= min(self._state.rebuilt_from, self._durable) else _LEFT_OUT
+        return _REPAIRED if position >= self._looked_from() else _LEFT_OUT
+
+    def _looked_from(self) -> int:
+        """Where a start begins to look at the log, as `Recovery` decides it."""
+        log, starts = self._log, list(self._log.paths)
+        if self._state.crashed or not self._disk.exists(QUEUES):
+            return self._state.rebuilt_from
+        limit = starts[-1] + log.file_size if starts else 0
+        for start in reversed(starts):
+            if start <= self._times.confirmed < start + log.file_size:
+                walk = Walk(log, self._times.confirmed, limit, limit)
+                next(iter(walk), None)
+                return start if walk.reason else self._times.confirmed
+            if any(log.read(start, 8)):
+                return start
+        return log.first
 
     # ---------------------------------------------------------------------------------------------------- the log
 
