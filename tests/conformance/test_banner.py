@@ -63,7 +63,7 @@ def snippet(local: LocalServer, language: str) -> str:
 
 
 def python(code: str, home: Path) -> list[str]:
-    return [sys.executable, "-c", f"{code}\nimport os\nos._exit(0)"]
+    return [sys.executable, "-u", "-c", f"{code}\nimport os\nos._exit(0)"]
 
 
 def java(code: str, home: Path) -> list[str]:
