@@ -119,6 +119,7 @@ class Store:
         )  # fmt: skip
         #: who is asked before old messages are deleted
         self.lodgers = self._retention.lodgers
+        self.lodgers["entries of consume queues"] = lambda end: min(end, self._queued)
         self.clean = self._retention.clean
         self._lock: Lock | None = None
         self._checkpoint: Checkpoint
@@ -137,6 +138,9 @@ class Store:
         self._stored_ms = 0
         #: store time of the last message that readers see
         self._seen_ms = 0
+        #: where in the log its record ends, and below which all queue entries are durable: a queue whose messages are
+        #: deleted with the log knows only from its entries which offset comes next
+        self._seen = self._queued = 0
         self._tick: Timer | None = None
         self._writing_queues = False
         self._next_checkpoint_ms = 0
@@ -171,6 +175,7 @@ class Store:
         ).run()  # fmt: skip
         self._log.start(recovered.first, recovered.end)
         self._stored_ms = self._seen_ms = recovered.stored_ms
+        self._seen = self._queued = recovered.end
         self._commit = GroupCommit(
             self._log,
             checkpoint,
@@ -411,7 +416,7 @@ class Store:
         arrivals = []
         indexed: list[Row] = []
         while rows and rows[0][0] <= upto:
-            _, position, size, queue, offset, code, properties, stored_ms = rows.popleft()
+            self._seen, position, size, queue, offset, code, properties, stored_ms = rows.popleft()
             queues.add(queue, position, size, code)
             indexed.append((queue.topic, position, properties, stored_ms))
             if on_arrival is not None:
@@ -426,10 +431,11 @@ class Store:
     # ---------------------------------------------------------------------------- queues and index to disk, checkpoint
 
     def _arm(self) -> None:
+        self._write_queues_at(self._clock.now_ms() + self._config.flush_interval_consume_queue)
+
+    def _write_queues_at(self, when_ms: int) -> None:
         if self._tick is None and not self._writing_queues and not self._failed:
-            self._tick = self._clock.call_at(
-                self._clock.now_ms() + self._config.flush_interval_consume_queue, self._write_queues
-            )
+            self._tick = self._clock.call_at(when_ms, self._write_queues)
 
     def _write_queues(self) -> None:
         """Bring the tails into the files, once their records are durable; sometimes make the files durable too."""
@@ -441,11 +447,11 @@ class Store:
             self._arm()
             return
         self._writing_queues = True
-        seen_ms, tails, writes = self._seen_ms, self._queues.take(), self._index.take()
+        seen, tails, writes = (self._seen, self._seen_ms), self._queues.take(), self._index.take()
         flush = self.flush() if not self._sync_flush else None
 
         def write(_: None) -> None:
-            self._queues.write(tails, lambda: self._wrote_queues(seen_ms, writes))
+            self._queues.write(tails, lambda: self._wrote_queues(seen, writes))
 
         def failed(error: BaseException) -> None:
             """The store has failed, and everybody knows."""
@@ -455,22 +461,23 @@ class Store:
         else:
             write(None)
 
-    def _wrote_queues(self, seen_ms: int, writes: list[IndexWrite]) -> None:
-        self._index.write(writes, lambda: self._wrote_index(seen_ms))
+    def _wrote_queues(self, seen: tuple[int, int], writes: list[IndexWrite]) -> None:
+        self._index.write(writes, lambda: self._wrote_index(seen))
 
-    def _wrote_index(self, seen_ms: int) -> None:
+    def _wrote_index(self, seen: tuple[int, int]) -> None:
         if self._clock.now_ms() >= self._next_checkpoint_ms:
-            self._queues.sync(lambda: self._save_checkpoint(seen_ms))
+            self._queues.sync(lambda: self._save_checkpoint(*seen))
         else:
             self._rest()
 
-    def _save_checkpoint(self, seen_ms: int) -> None:
+    def _save_checkpoint(self, seen: int, seen_ms: int) -> None:
         checkpoint, index_ms = self._checkpoint, self._index.durable_ms
         self._background.run(
-            lambda: checkpoint.save(seen_ms, seen_ms, index_ms), lambda _: self._saved_checkpoint(), self._fail
+            lambda: checkpoint.save(seen_ms, seen_ms, index_ms), lambda _: self._saved_checkpoint(seen), self._fail
         )
 
-    def _saved_checkpoint(self) -> None:
+    def _saved_checkpoint(self, seen: int) -> None:
+        self._queued = seen
         self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
         self._rest()
 
@@ -480,6 +487,8 @@ class Store:
             self._idle.resolve(None)
         elif self._queues.dirty or self._index.dirty:
             self._arm()
+        elif self._queued < self._seen:
+            self._write_queues_at(self._next_checkpoint_ms)
 
     # ---------------------------------------------------------------------------------------------------- reading
 
