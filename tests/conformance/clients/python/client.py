@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
@@ -181,7 +182,17 @@ def send_unchecked(producer: Producer, message: Message) -> int:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    return {"kind": type(error).__name__, "code": getattr(error, "code", None), "message": str(error)}
+    code = getattr(error, "code", None)  # of an error of gRPC it is a method
+    return {
+        "kind": type(error).__name__,
+        "code": code if isinstance(code, int) else None,
+        "message": str(error),
+    }
+
+
+def set_event_loop() -> None:
+    """Clients expect one in the thread that starts them, as the main thread of an application has."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
 
 
 def main() -> None:
@@ -195,7 +206,7 @@ def main() -> None:
             output.write({"id": request["id"], "error": failure(error)})
 
     output.write({"event": "ready", "client": f"rocketmq-python-client {version('rocketmq-python-client')}"})
-    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS, initializer=set_event_loop) as pool:
         for line in sys.stdin:
             pool.submit(answer, json.loads(line))
 
