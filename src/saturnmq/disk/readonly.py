@@ -21,7 +21,7 @@ class ReadOnlyDisk(RealDisk):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
         return RealFile(full, os.open(full, os.O_RDONLY | os.O_CLOEXEC))
 
-    def _refuse(self, path: str, *_: object) -> NoReturn:
+    def _refuse(self, path: str, *_: object, **__: object) -> NoReturn:
         raise OSError(errno.EROFS, "the disk is only read", self._at(path))
 
     create = mkdir = rename = unlink = sync_directory = replace_file = lock = _refuse

@@ -197,6 +197,9 @@ class SimulatedDisk:
                 after.inodes[event.inode] = bytearray()  # its bytes live as long as any name may
             if event.operation not in (Operation.SYNC, Operation.SYNC_DIRECTORY) and (ranges := kept(at, event)):
                 after._replay(event, ranges)
+        for path in sorted(after.directories):
+            if _parent(path) not in after.directories:
+                after.directories.discard(path)
         after.names = {path: inode for path, inode in after.names.items() if _parent(path) in after.directories}
         after._base = ({i: bytes(c) for i, c in after.inodes.items()}, dict(after.names), set(after.directories))
         return after
@@ -246,14 +249,15 @@ class SimulatedDisk:
             os.path.basename(name) for name in (*self.names, *self.directories) if name and _parent(name) == path
         )
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, *, durable: bool = True) -> None:
         if path in self.directories:
             return
-        self.mkdir(_parent(path))
+        self.mkdir(_parent(path), durable=durable)
         self.check(Operation.MKDIR, path)
         self.directories.add(path)
         self.record(Operation.MKDIR, path)
-        self.sync_directory(_parent(path))
+        if durable:
+            self.sync_directory(_parent(path))
 
     def rename(self, path: str, to: str) -> None:
         self.check(Operation.RENAME, path)
@@ -270,6 +274,14 @@ class SimulatedDisk:
     def sync_directory(self, path: str) -> None:
         self.check(Operation.SYNC_DIRECTORY, path)
         self.record(Operation.SYNC_DIRECTORY, path)
+
+    def sync_all(self, path: str) -> bool:
+        for name, inode in list(self.names.items()):
+            self.check(Operation.SYNC, name)
+            self.record(Operation.SYNC, name, inode=inode)
+        for directory in sorted(self.directories):
+            self.sync_directory(directory)
+        return True
 
     def read_file(self, path: str) -> bytes:
         file = self.open(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -36,6 +36,8 @@ FILLER_SIZE = 0x7FFFFFFF
 FILLER = ENTRY.pack(0, FILLER_SIZE, 0)
 #: queues that one background job writes or syncs, so that a cold read does not wait behind all of them
 QUEUES_PER_JOB = 64
+#: more files than this are synced with everything else on their disk: that takes seconds, and each alone minutes
+SYNC_ALL_FROM = 1000
 
 #: of a directory's name
 MAX_NAME_BYTES = 255
@@ -74,9 +76,11 @@ class QueueEnds(NamedTuple):
 
 
 class QueueFiles:
-    """Where entries stand. Stateless: for the event loop and for threads."""
+    """Where entries stand. For the event loop and for threads, which do not write and sync at the same time."""
 
     def __init__(self, disk: Disk, file_size: int) -> None:
+        #: directories with new directories in them, to be synced
+        self._made_in: set[str] = set()
         self.disk = disk
         self.file_size = file_size
         self.per_file = file_size // ENTRY_BYTES
@@ -138,7 +142,10 @@ class QueueFiles:
         try:
             return self.disk.open(path)
         except FileNotFoundError:
-            self.disk.mkdir(directory)
+            if not self.disk.exists(directory):
+                self.disk.mkdir(DIRECTORY)
+                self._made_in.update((DIRECTORY, directory.rpartition("/")[0]))
+                self.disk.mkdir(directory, durable=False)
             file = self.disk.create(path)
             try:
                 file.truncate(self.file_size)
@@ -150,9 +157,13 @@ class QueueFiles:
                 raise
             return file
 
-    def sync(self, paths: Iterable[str]) -> None:
+    def sync(self, paths: Collection[str]) -> None:
         """Make files and their names durable. Raises OSError."""
-        directories = set()
+        if len(paths) > SYNC_ALL_FROM and self.disk.sync_all(DIRECTORY):
+            self._made_in.clear()
+            return
+        made_in = self._made_in.copy()
+        directories = made_in.copy()
         for path in paths:
             try:
                 file = self.disk.open(path)
@@ -165,6 +176,7 @@ class QueueFiles:
             directories.add(path.rpartition("/")[0])
         for directory in directories:
             self.disk.sync_directory(directory)
+        self._made_in -= made_in
 
     def cut(self, directory: str, offset: int) -> list[str]:
         """Let nothing stand in the files from this offset on; the first file stays, to say where the queue is. Gives
@@ -474,7 +486,8 @@ class ConsumeQueues:
         if not paths:
             done()
             return
-        some, rest = paths[:QUEUES_PER_JOB], paths[QUEUES_PER_JOB:]
+        per_job = len(paths) if len(paths) > SYNC_ALL_FROM else QUEUES_PER_JOB
+        some, rest = paths[:per_job], paths[per_job:]
         self._background.run(lambda: self.files.sync(some), lambda _: self._sync(rest, done), self._fail)
 
     # ------------------------------------------------------------------------------------------- cleaning
