@@ -40,7 +40,7 @@ from saturnmq.store.indexfile import (
 )
 from saturnmq.store.keys import Query, hashes
 from saturnmq.store.reading import Cold
-from saturnmq.store.walk import Walk, find_record
+from saturnmq.store.walk import Walk, find_next
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ _SYNC_INTERVAL_MS = 60_000
 #: after the disk failed, and how much room it must have then
 _RETRY_MS = 60_000
 _LEAST_FREE_BYTES = 64 << 20
-#: of the log, that one background job reads: a millisecond or two of small messages
-_PIECE_BYTES = 128 << 10
+#: of the log, that one background job reads: a millisecond of small messages
+_PIECE_BYTES = 64 << 10
 _ALWAYS_MS = 1 << 62
 
 #: topic, log position, properties, store time of a message
@@ -328,7 +328,12 @@ class Index:
 
     def _read_log(self) -> None:
         reader, start, limit = self._log, self._position, self._shown
-        self._read(lambda: read_rows(reader, start, limit), self._has_read, self._suspend)
+
+        def failed(error: BaseException) -> None:
+            if not (isinstance(error, FileNotFoundError) and self._log.first > start):  # it is not too old by now
+                self._suspend(error)
+
+        self._read(lambda: read_rows(reader, start, limit), self._has_read, failed)
 
     def _has_read(self, read: tuple[list[Row], int]) -> None:
         rows, self._position = read
@@ -434,7 +439,7 @@ class Index:
         is worked on. Gives the paths to delete."""
         gone = []
         while len(self._files) > 1 and self._files[0].end_position < first_position:
-            if self._files[0].pages is not None or self._files[0].stale:
+            if not _at_rest(self._files[0]):
                 break
             self._files[0].close()
             gone.append(self._files.pop(0).path)
@@ -469,7 +474,10 @@ def _hot(disk: Disk, index_file: IndexFile) -> Read:
 
 def _cold(disk: Disk, path: str) -> Read:
     def read(size: int, offset: int) -> Buffer:
-        file = disk.open(path)
+        try:
+            file = disk.open(path)
+        except FileNotFoundError:
+            return bytes(size)  # it was dropped meanwhile: nothing is found there any more
         try:
             return file.pread(size, offset)
         finally:
@@ -490,4 +498,4 @@ def read_rows(reader: LogReader, start: int, limit: int) -> tuple[list[Row], int
     if walk.end > start:
         return rows, walk.end
     log.error("commit log %d: %s; what stands there cannot be found by key", start, walk.reason or "blank")
-    return rows, find_record(reader, start + 1, limit, 0) or limit
+    return rows, find_next(reader, start, limit, 0) or limit

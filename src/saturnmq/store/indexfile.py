@@ -134,9 +134,8 @@ class IndexFile:
             loaded.count = loaded.tail_index = loaded.synced = max(1, count)
             loaded.pages, loaded.stale = None, loaded.slots_used == 0 and not loaded.empty
             loaded._check_ends(file)
-        except BaseException:
+        finally:
             loaded.close()
-            raise
         return loaded
 
     def _check_ends(self, file: File) -> None:

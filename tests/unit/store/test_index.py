@@ -212,6 +212,38 @@ def test_what_a_thread_looks_for_is_written_meanwhile(monkeypatch: pytest.Monkey
     assert [decode(record).body for record in answer.value] == [b"%d" % number for number in range(9, -1, -1)]
 
 
+def test_a_file_that_is_dropped_while_a_thread_looks() -> None:
+    held = HeldBackground()
+    stage = Stage(max_index_num=10).open()
+    for number in range(25):
+        send(stage, b"%d" % number, words="k")
+    stage.close()
+    again = Stage(stage.disk, clock=stage.clock, reader=held, max_index_num=10).open()
+    again.disk.cold = set(index_files(again))
+    answer = Answer(again.store.query("Topic", "k", 64, 0, END_MS))
+    again.disk.unlink(index_files(again)[-1])
+    held.go()
+    assert [decode(record).body for record in answer.value] == [b"%d" % number for number in range(17, -1, -1)]
+
+
+def test_log_files_that_are_deleted_before_they_are_read(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage(message_index_enable=False, flush_disk_type="ASYNC_FLUSH").open()
+    for number in range(60):
+        send(stage, b"%d" % number, unique=f"U{number}")
+    stage.close()
+    held = HeldBackground()
+    config: dict[str, Any] = {"max_index_num": 1000, "flush_disk_type": "ASYNC_FLUSH"}
+    again = Stage(stage.disk, clock=stage.clock, reader=held, **config).open()
+    first, second, *_ = stage.disk.list("commitlog")
+    stage.disk.unlink(f"commitlog/{first}")
+    again.store._log.first = int(second)
+    for _ in range(10):
+        held.go()
+    assert find(again, "U59") == [b"59"]
+    assert find(again, "U0") == []
+    assert not caplog.records
+
+
 def test_messages_that_the_log_has_no_more_are_not_found() -> None:
     stage = Stage(max_index_num=10).open()
     for number in range(60):
