@@ -115,9 +115,9 @@ def size_of(disk: Disk, path: str) -> int:
         file.close()
 
 
-def scan(log: LogFiles, start: int | None = None) -> Iterator[Piece]:
-    """Everything, in order and without gaps, or from the first record at or behind `start` on; `End` comes last. Raises
-    OSError."""
+def scan(log: LogFiles, start: int | None = None, *, durable: int | None = None) -> Iterator[Piece]:
+    """Everything, in order and without gaps, or from the first record at or behind `start` on; `End` comes last. Behind
+    `durable` a crash has left what there is: the first place that holds no record is the end. Raises OSError."""
     position = log.first if start is None else _record_from(log, start)
     stored_ms = 0
     runs = [(max(first, position), limit) for first, limit in log.runs() if limit > position]
@@ -126,7 +126,7 @@ def scan(log: LogFiles, start: int | None = None) -> Iterator[Piece]:
             yield Damage(position, first, "the file is missing")
         position = first
         while position < limit:
-            walk = Walk(log, position, limit, limit)
+            walk = Walk(log, position, limit, limit if durable is None else durable)
             for record in walk:
                 if record.commit_log_offset > position:
                     yield Blank(position, record.commit_log_offset)
@@ -137,8 +137,9 @@ def scan(log: LogFiles, start: int | None = None) -> Iterator[Piece]:
                 yield Blank(position, walk.end)
                 position = walk.end
             if position < limit:
-                found = find_next(log, position, limit, stored_ms)
-                if found is None and index == len(runs) - 1:
+                torn = durable is not None and position >= durable
+                found = None if torn else find_next(log, position, limit, stored_ms)
+                if torn or (found is None and index == len(runs) - 1):
                     yield End(position, walk.reason)
                     return
                 yield Damage(position, found or limit, walk.reason or "zeros")

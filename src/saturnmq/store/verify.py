@@ -175,7 +175,8 @@ class Verifier:
                 continue
             what = f"has {size} bytes, not {log.file_size}"
             if start == starts[-1] and size < log.file_size:
-                self._tell(Finding(not self._state.crashed, path, None, what, "a start makes it longer"))
+                empty = data_behind(log, start) is None
+                self._tell(Finding(not (self._state.crashed or empty), path, None, what, "a start makes it longer"))
             else:
                 self._damage(path, None, what, f"a start refuses the store: {_RESTORE}, or {_SIZES}")
         self.totals.log_begin = log.first
@@ -184,7 +185,7 @@ class Verifier:
         """Everything that stands in it; gives where it ends."""
         log = self._log
         end = log.first
-        for piece in scan(log):
+        for piece in scan(log, durable=self._torn_from()):
             match piece:
                 case StoredMessage():
                     self._check_record(piece)
@@ -201,6 +202,11 @@ class Verifier:
                     end = piece.position
         self.totals.log_end = end
         return end
+
+    def _torn_from(self) -> int | None:
+        """A crash of our server leaves nothing behind this position that was acknowledged. Apache's does not say."""
+        ours = self._disk.exists(ABORT) and self._disk.read_file(ABORT) == OURS
+        return self._times.confirmed if ours and self._times.is_confirmed else None
 
     def _check_end(self, end: End) -> None:
         log, position = self._log, end.position
@@ -271,7 +277,8 @@ class Verifier:
         self.totals.files += 1
         self.totals.bytes += len(data)
         if len(data) != _CHECKPOINT_BYTES:
-            self._damage(CHECKPOINT, None, f"has {len(data)} bytes, not {_CHECKPOINT_BYTES}", _WITHOUT_CHECKPOINT)
+            what = f"has {len(data)} bytes, not {_CHECKPOINT_BYTES}"
+            self._tell(Finding(self.totals.records > 0, CHECKPOINT, None, what, _WITHOUT_CHECKPOINT))
         if any(data[48:56]) and not times.is_confirmed:
             self._note(
                 CHECKPOINT, 32, "the log position has another check", f"Apache wrote it, or {_WITHOUT_CHECKPOINT}"

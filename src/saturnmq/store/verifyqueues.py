@@ -249,7 +249,9 @@ class QueueCheck:
             self._totals.files += 1
             self._totals.bytes += size
             if size != self._file_size:
-                self._damage(path, None, f"has {size} bytes, other files of queues have {self._file_size}", _UNNOTICED)
+                what = f"has {size} bytes, other files of queues have {self._file_size}"
+                effect = "a start sets it right" if self._state.crashed else _UNNOTICED
+                self._tell(Finding(not self._state.crashed, path, None, what, effect))
             start = int(file_name) // ENTRY_BYTES
             if starts and start != starts[-1] + self._per_file:
                 missing = self._path(directory, starts[-1] + self._per_file)
@@ -342,8 +344,8 @@ def _file_size(disk: Disk) -> int:
         for queue_id in disk.list(f"{DIRECTORY}/{topic}"):
             directory = f"{DIRECTORY}/{topic}/{queue_id}"
             for name in disk.list(directory):
-                if is_log_name(name):
-                    sizes[size_of(disk, f"{directory}/{name}") // ENTRY_BYTES * ENTRY_BYTES] += 1
+                if is_log_name(name) and (size := size_of(disk, f"{directory}/{name}")):
+                    sizes[size // ENTRY_BYTES * ENTRY_BYTES] += 1
             if sizes.total() >= _SAMPLES:
                 break
     return max(ENTRY_BYTES, sizes.most_common(1)[0][0]) if sizes else ENTRY_BYTES

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from store_stage import Stage, message
+from test_store_crash import Workload, torn
 
 from saturnmq.disk.readonly import ReadOnlyDisk
 from saturnmq.disk.real import RealDisk
-from saturnmq.disk.simulated import SimulatedDisk
+from saturnmq.disk.simulated import SimulatedDisk, everything_survives, nothing_survives
 from saturnmq.kernel.config import StoreConfig
 from saturnmq.store.consumequeue import ENTRY, FILLER_SIZE
 from saturnmq.store.findings import Finding, Totals
@@ -589,3 +590,16 @@ def test_a_store_on_a_real_disk(tmp_path: Path) -> None:
     stage.send(*(b"x" * 100 for _ in range(30)))
     stage.close()
     assert Verified(ReadOnlyDisk(str(tmp_path))).texts == ""
+
+
+@pytest.mark.parametrize("flush", ["SYNC_FLUSH", "ASYNC_FLUSH"])
+def test_a_crash_is_no_damage(flush: str) -> None:
+    """Wherever it comes: what it leaves a start sets right, and then nothing is to be noted either."""
+    config = INDEX | {"flush_disk_type": flush}
+    disk = Workload(turns=12, **config).stage.disk
+    for events in range(0, len(disk.events) + 1, 3):
+        for survives in (nothing_survives, everything_survives, torn(events)):
+            after = disk.crashed(events, survives)
+            assert Verified(after).damages == [], f"crash behind event {events}"
+            Stage(after, **config).open().close()
+            assert Verified(after).damages == [], f"crash behind event {events}"
