@@ -5,8 +5,8 @@ the end of a turn or when the queues are written. Otherwise, after a start or af
 from where it stands, in small pieces in the background, until it has come to the end. So damage is no case of its own:
 a file that is not right is dropped with those after it, and the log is read from there.
 
-Files are written with the queues, once a second, when their records are durable. An index that cannot be written loses
-what was not durable, and is tried again when there is room; no send fails for it.
+Files are written with the queues, once a second, when their records are durable. An index that cannot be written drops
+the files that are not complete on disk, and is made anew from there when there is room; no send fails for it.
 
 A message is found by its unique key, each word of its KEYS and its tag. Source: store/index/IndexService.java.
 """
