@@ -10,7 +10,7 @@ from store_stage import Answer, Stage
 
 from saturnmq.disk.simulated import everything_survives, nothing_survives
 from saturnmq.store.consumequeue import ENTRY
-from saturnmq.store.results import FoundStatus, StoreRefused
+from saturnmq.store.results import StoreRefused
 
 
 def damage(stage: Stage, path: str, offset: int, data: bytes) -> None:
