@@ -26,7 +26,7 @@ _SAMPLES = 64
 
 _MADE_ANEW = "stop the server and move consumequeue away: a start makes it anew from the commit log"
 _UNNOTICED = f"a start does not notice. {_MADE_ANEW[0].upper()}{_MADE_ANEW[1:]}"
-_HEALED = "a start makes these entries anew from the commit log"
+_HEALED = "a start makes them from the commit log"
 _LOST = "no start brings them back: only a replica or a copy can"
 
 
@@ -61,6 +61,8 @@ class QueueCheck:
         self._per_file = self._file_size // ENTRY_BYTES
         self._queues: dict[tuple[str, int], _Queue] = {}
         self._held = 0
+        #: queue → entries that the server, or a start, will write
+        self._unwritten: dict[str, int] = {}
         #: damaged parts of the log so far
         self._damages: list[Damage] = []
         #: what a start has put in place of damage: log position → size
@@ -164,6 +166,9 @@ class QueueCheck:
         return "wrong", healed
 
     def _differs(self, queue: _Queue, kind: str, healed: bool, offset: int, count: int, found: bytes) -> None:
+        if healed:
+            self._unwritten[queue.name] = self._unwritten.get(queue.name, 0) + count
+            return
         which = f"entry {offset}" if count == 1 else f"{count} entries from {offset} on"
         if kind == "missing":
             what = f"{queue.name} has no {which}" if count == 1 else f"{queue.name} lacks {which}"
@@ -171,14 +176,7 @@ class QueueCheck:
             position, size, code = ENTRY.unpack_from(found)
             what = f"{queue.name} has a wrong {which}" if count == 1 else f"{queue.name} has wrong {which}"
             what += f" (position {position}, size {size}, tags code {code})"
-        effect = _HEALED if self._state.crashed and healed else _UNNOTICED
-        if healed and self._state.live:
-            effect = "the server will write them"
-        self._tell(
-            Finding(
-                not healed, self._path(queue.directory, offset), offset % self._per_file * ENTRY_BYTES, what, effect
-            )
-        )
+        self._damage(self._path(queue.directory, offset), offset % self._per_file * ENTRY_BYTES, what, _UNNOTICED)
 
     def _path(self, directory: str, offset: int) -> str:
         return f"{directory}/{offset // self._per_file * self._file_size:020d}"
@@ -210,6 +208,10 @@ class QueueCheck:
             self._compare(queue)
         if not self._there:
             return
+        if self._unwritten:
+            what = f"{sum(self._unwritten.values())} entries of {len(self._unwritten)} queues are not written yet"
+            effect = "the server will write them" if self._state.live else _HEALED
+            self._tell(Finding(False, DIRECTORY, None, what, effect))
         names = {queue.directory: queue for queue in self._queues.values()}
         for topic in self._disk.list(DIRECTORY):
             for queue_id in self._disk.list(f"{DIRECTORY}/{topic}"):
