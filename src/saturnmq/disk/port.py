@@ -76,7 +76,7 @@ class Disk(Protocol):
     """A directory tree that one store owns."""
 
     def open(self, path: str) -> File:
-        """For reading and writing. Raises FileNotFoundError."""
+        """For reading and writing; where the whole file system can only be read, for that. Raises FileNotFoundError."""
         ...
 
     def create(self, path: str) -> File:

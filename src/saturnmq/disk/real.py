@@ -77,13 +77,16 @@ class RealFile:
             raise
 
     def pread(self, size: int, offset: int) -> bytes:
-        with _naming(self.path):
+        try:
             data = os.pread(self._descriptor, size, offset)
             while len(data) < size:
                 more = os.pread(self._descriptor, size - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
+        except OSError as error:
+            error.filename = self.path
+            raise
         return data
 
     def try_pread(self, size: int, offset: int) -> memoryview | None:
@@ -178,7 +181,12 @@ class RealDisk:
 
     def open(self, path: str) -> RealFile:
         full = self._at(path)
-        return RealFile(full, os.open(full, os.O_RDWR | os.O_CLOEXEC))
+        try:
+            return RealFile(full, os.open(full, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return RealFile(full, os.open(full, os.O_RDONLY | os.O_CLOEXEC))
 
     def create(self, path: str) -> RealFile:
         full = self._at(path)

@@ -13,7 +13,7 @@ durable: no entry on disk is ahead of the log. Nothing is scanned at start: a qu
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from struct import Struct
@@ -67,12 +67,12 @@ class ConsumeQueue:
 
 
 class QueueEnds(NamedTuple):
-    """What a thread must know of a queue to clean it. One that was not used yet has no `low`."""
+    """What a thread must know of a queue to clean it: the offsets of entries on disk. One that was not used yet has no
+    `low`."""
 
     directory: str
     low: int | None = None
-    tail_offset: int = 0
-    tail: bytes = b""
+    high: int = 0
 
 
 class QueueFiles:
@@ -165,16 +165,13 @@ class QueueFiles:
         made_in = self._made_in.copy()
         directories = made_in.copy()
         for path in paths:
-            try:
-                file = self.disk.open(path)
-            except FileNotFoundError:
-                continue  # deleted in the meantime, with all that it led to
+            file = self.disk.open(path)
             try:
                 file.fdatasync()
             finally:
                 file.close()
             directories.add(path.rpartition("/")[0])
-        for directory in directories:
+        for directory in sorted(directories):
             self.disk.sync_directory(directory)
         self._made_in -= made_in
 
@@ -236,10 +233,7 @@ class QueueFiles:
             ):
                 low += self.per_file
         else:
-            low = self.oldest(queue.directory, queue.low, queue.tail_offset, first_position)
-            if low == queue.tail_offset:
-                positions = [position for position, _, _ in ENTRY.iter_unpack(queue.tail)]
-                low += bisect_left(positions, first_position)
+            low = self.oldest(queue.directory, queue.low, queue.high, first_position)
         return low, [start for start in starts[:-1] if start + self.per_file <= low]
 
     def inside(self, directory: str, low: int, high: int, end_position: int) -> int:
@@ -395,7 +389,7 @@ class ConsumeQueues:
     def repoint(self, fillers: Sequence[tuple[int, int]]) -> None:
         """Let entries of messages that stood where the log has fillers now (position, size; rising) lead to those.
         Durable. Raises OSError."""
-        files, changed = self.files, set()
+        files, changed = self.files, dict[str, None]()
         for topic, queue_id in self._on_disk():
             directory = f"{DIRECTORY}/{topic}/{queue_id}"
             end = self.last_entry(topic, queue_id)[0]
@@ -404,7 +398,7 @@ class ConsumeQueues:
                 filler = fillers[bisect_right(fillers, entry[0], key=lambda filler: filler[0]) - 1]
                 if entry != filler and filler[0] <= entry[0] < sum(filler) and entry[1] != FILLER_SIZE:
                     log.error("%s: the message at offset %d is lost in damage of the commit log", directory, offset)
-                    changed.update(files.write(directory, offset, ENTRY.pack(*filler, 0)))
+                    changed.update(dict.fromkeys(files.write(directory, offset, ENTRY.pack(*filler, 0))))
                 offset += 1
         files.sync(changed)
 
@@ -493,8 +487,9 @@ class ConsumeQueues:
     # ------------------------------------------------------------------------------------------- cleaning
 
     def clean(self, first_position: int) -> Reply[int]:
-        """The messages before this log position are going to be deleted: no queue shows them any more, and files that
-        hold no others are deleted, some queues at a time. Answers how many, or fails with OSError."""
+        """The messages before this log position, whose entries are durable, are going to be deleted: no queue shows
+        them any more, and files that hold no others are deleted, some queues at a time. Answers how many, or fails with
+        OSError."""
         self.log_first = first_position
         cleaned: Later[int] = Later()
         self._background.run(
@@ -549,7 +544,7 @@ class ConsumeQueues:
         queue = self.known.get(key)
         if queue is None:
             return QueueEnds(f"{DIRECTORY}/{key[0]}/{key[1]}")
-        return QueueEnds(queue.directory, queue.min_offset, queue.tail_offset, bytes(queue.tail))
+        return QueueEnds(queue.directory, queue.min_offset, queue.tail_offset)
 
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:

@@ -27,6 +27,8 @@ _GAP_BYTES = 16 * 1024
 _RUN_BYTES = 1 << 20
 #: of the log, where a record is looked for whose queue entry is damaged
 _SEARCH_BYTES = 64 << 20
+#: entries on each side that may be damaged too
+_NEIGHBOURS = 100
 #: a queue of such a name holds messages that are stored in others
 _LMQ_PREFIX = "%LMQ%"
 #: entries that one `find_messages` looks at when a filter takes few of them (maxFilterMessageSize 16000)
@@ -118,15 +120,10 @@ class ColdReader:
     def search(self, queue: ConsumeQueue, offset: int) -> bytes | None:
         """It stands between its neighbours of the same queue; looked for in _SEARCH_BYTES. The one that the entry leads
         to is it too when it stands there: Apache numbers a queue's entries anew when it makes them over a gap."""
-        low = self._first
-        if offset > self._low:
-            position, size = self._entry(queue, offset - 1)
-            if not self.holds(position, size) or not is_whole(self._log.read(position, size), size, position):
-                return None
-            low = position + size
-        high = self._end
-        if offset + 1 < self._high and low < (position := self._entry(queue, offset + 1)[0]) < high:
-            high = position
+        before = self._neighbour(queue, range(offset - 1, max(self._low, offset - _NEIGHBOURS) - 1, -1))
+        behind = self._neighbour(queue, range(offset + 1, min(self._high, offset + _NEIGHBOURS)))
+        low = self._first if before is None else sum(before)
+        high = self._end if behind is None else behind[0]
         walk = Walk(self._log, low, min(high, low + _SEARCH_BYTES), self._end)
         while True:
             for record in walk:
@@ -141,6 +138,16 @@ class ColdReader:
             return None
         data = self._log.read(position, size)
         return data if is_whole(data, size, position) and decode(data).topic == queue.topic else None
+
+    def _neighbour(self, queue: ConsumeQueue, offsets: range) -> tuple[int, int] | None:
+        """Log position and size of the first of these that is whole, and of this queue."""
+        for offset in offsets:
+            position, size = self._entry(queue, offset)
+            if self.holds(position, size):
+                record = self._log.read(position, size)
+                if is_whole(record, size, position) and _is_of(record, queue, offset):
+                    return position, size
+        return None
 
     def _entry(self, queue: ConsumeQueue, offset: int) -> tuple[int, int]:
         [(position, size, _)] = ENTRY.iter_unpack(self.entries(queue, offset, 1))

@@ -121,11 +121,11 @@ class Rebuild:
             at, size = queues.entry(topic, queue_id, offset)
             if size > 0 and at != position and self._holds(at, size, topic, queue_id, offset):
                 return None
-            at, size = queues.entry(topic, queue_id, offset - 1) if offset else (-1, 0)
-            if at >= position:
+            at, size = queues.entry(topic, queue_id, offset - 1) if offset else (0, 0)
+            known.log_end = at if size == FILLER_SIZE else at + size
+            if not 0 <= at <= known.log_end <= position:
                 raise MissingEntries(f"the entry {offset - 1} of {topic} queue {queue_id} is damaged")
             known.queue = queues.rewind(topic, queue_id, offset, whole=False)
-            known.log_end = max(0, at if size == FILLER_SIZE else at + size)
         self._rebuilt[topic, queue_id] = known
         return known
 

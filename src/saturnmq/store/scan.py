@@ -6,16 +6,18 @@ Recovery stops where a record should be and none is; `scan` says so and goes on 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from saturnmq.disk.port import Disk, File
 from saturnmq.kernel.message import StoredMessage
 from saturnmq.store.commitlog import LogReader
-from saturnmq.store.walk import Walk, find_next, find_record
+from saturnmq.store.walk import Row, Walk, find_next, find_record
+
+T = TypeVar("T")
 
 _CHUNK_BYTES = 4 << 20
 
@@ -42,7 +44,7 @@ class End(msgspec.Struct, frozen=True):
     reason: str
 
 
-Piece: TypeAlias = StoredMessage | Blank | Damage | End
+Gap: TypeAlias = Blank | Damage | End
 
 
 class LogFiles(LogReader):
@@ -115,10 +117,39 @@ def size_of(disk: Disk, path: str) -> int:
         file.close()
 
 
-def scan(log: LogFiles, start: int | None = None, *, durable: int | None = None) -> Iterator[Piece]:
-    """Everything, in order and without gaps, or from the first record at or behind `start` on; `End` comes last. Behind
-    `durable` a crash has left what there is: the first place that holds no record is the end. Raises OSError."""
+def scan(log: LogFiles, start: int | None = None) -> Iterator[StoredMessage | Gap]:
+    """Everything, in order and without gaps, or from the first record at or behind `start` on; `End` comes last. Raises
+    OSError."""
     position = log.first if start is None else _record_from(log, start)
+    for piece in _scan(log, position, None, lambda walk: ([record] for record in walk), _place_of_message):
+        if isinstance(piece, list):
+            yield piece[0]
+        else:
+            yield piece
+
+
+def scan_rows(log: LogFiles, durable: int | None) -> Iterator[list[Row] | Gap]:
+    """The same without bodies, many records at a time. Behind `durable` a crash has left what there is: the first place
+    that holds no record is the end."""
+    return _scan(log, log.first, durable, Walk.rows, _place_of_row)
+
+
+def _place_of_message(record: StoredMessage) -> tuple[int, int, int]:
+    return record.commit_log_offset, record.size, record.stored_ms
+
+
+def _place_of_row(row: Row) -> tuple[int, int, int]:
+    return row[0], row[1], row[6]
+
+
+def _scan(
+    log: LogFiles,
+    position: int,
+    durable: int | None,
+    records: Callable[[Walk], Iterator[list[T]]],
+    place: Callable[[T], tuple[int, int, int]],
+) -> Iterator[list[T] | Gap]:
+    """`place` tells position, size and store time."""
     stored_ms = 0
     runs = [(max(first, position), limit) for first, limit in log.runs() if limit > position]
     for index, (first, limit) in enumerate(runs):
@@ -127,12 +158,15 @@ def scan(log: LogFiles, start: int | None = None, *, durable: int | None = None)
         position = first
         while position < limit:
             walk = Walk(log, position, limit, limit if durable is None else durable)
-            for record in walk:
-                if record.commit_log_offset > position:
-                    yield Blank(position, record.commit_log_offset)
-                yield record
-                stored_ms = record.stored_ms
-                position = record.commit_log_offset + record.size
+            for some in records(walk):
+                if not some:
+                    continue
+                begin = place(some[0])[0]
+                if begin > position:
+                    yield Blank(position, begin)
+                yield some
+                position, size, stored_ms = place(some[-1])
+                position += size
             if walk.end > position:
                 yield Blank(position, walk.end)
                 position = walk.end

@@ -12,7 +12,7 @@ from typing import Any
 from saturnmq.disk.port import Disk
 from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.errors import ProtocolError
-from saturnmq.kernel.message import INNER_BATCH, TRANSACTION_MASK, TRANSACTION_ROLLBACK, StoredMessage
+from saturnmq.kernel.message import INNER_BATCH, TRANSACTION_MASK, TRANSACTION_ROLLBACK
 from saturnmq.store import foreign
 from saturnmq.store.checkpoint import ABORT, MARGIN_MS, OURS, PARSED_BYTES, Said, parse
 from saturnmq.store.checkpoint import PATH as CHECKPOINT
@@ -22,11 +22,11 @@ from saturnmq.store.consumequeue import ENTRY_BYTES
 from saturnmq.store.dispatch import find_property, is_queued, parse_delays, tags_code
 from saturnmq.store.findings import Finding, State, Tell, Totals
 from saturnmq.store.keys import hashes
-from saturnmq.store.scan import Blank, Damage, End, data_behind, find_log, scan, size_of
+from saturnmq.store.scan import Blank, Damage, End, data_behind, find_log, scan_rows, size_of
 from saturnmq.store.verifyindex import IndexCheck
 from saturnmq.store.verifyqueues import QueueCheck
-from saturnmq.store.walk import Walk
-from saturnmq.wire.record import encode_stored, whole_crc
+from saturnmq.store.walk import Row, Walk
+from saturnmq.wire.record import whole_crc
 from saturnmq.wire.remoting import json
 
 LOCK = "lock"
@@ -185,10 +185,11 @@ class Verifier:
         """Everything that stands in it; gives where it ends."""
         log = self._log
         end = log.first
-        for piece in scan(log, durable=self._torn_from()):
+        for piece in scan_rows(log, self._torn_from()):
             match piece:
-                case StoredMessage():
-                    self._check_record(piece)
+                case list():
+                    for row in piece:
+                        self._check_record(row)
                 case Blank():
                     pass
                 case Damage():
@@ -226,35 +227,43 @@ class Verifier:
             what = f"something stands behind the log's end, which is at {position}"
             self._note(log.path(behind), behind % log.file_size, what, "a start does not read it")
 
-    def _check_record(self, record: StoredMessage) -> None:
-        topic, position = record.topic, record.commit_log_offset
-        path, at = self._log.path(position), position % self._log.file_size
+    def _check_record(self, row: Row) -> None:
+        position, size, topic, queue_id, offset, sys_flag, stored_ms, properties = row
         self.totals.records += 1
-        self.totals.messages[topic] = self.totals.messages.get(topic, 0) + 1
-        if b"__CRC32#" in record.properties and whole_crc(encode_stored(record)) is False:
-            self._damage(path, at, "the record does not match the CRC in its properties", "readers get it as it is")
-        if record.stored_ms < self._stored_ms:
-            what = f"the record was stored at {record.stored_ms}, one before it at {self._stored_ms}"
-            self._note(path, at, what, "the clock went back, or one of them is damaged")
-        self._stored_ms = max(self._stored_ms, record.stored_ms)
-        queued = is_queued(record.sys_flag)
-        if record.sys_flag & TRANSACTION_MASK == TRANSACTION_ROLLBACK:
-            self._queues.filler(position, record.size)
-        if queued and not record.sys_flag & INNER_BATCH and topic not in self._batch_topics:
-            self._check_queued(record)
-        keys = hashes(topic, record.properties)
-        self._index.record(position, record.stored_ms, keys, optional=not (queued and keys))
+        messages = self.totals.messages
+        messages[topic] = messages.get(topic, 0) + 1
+        if stored_ms != self._stored_ms:
+            self._check_time(position, stored_ms)
+        if b"__CRC32#" in properties and whole_crc(self._log.read(position, size)) is False:
+            what = "the record does not match the CRC in its properties"
+            self._damage(self._log.path(position), position % self._log.file_size, what, "readers get it as it is")
+        queued = not sys_flag & TRANSACTION_MASK or is_queued(sys_flag)
+        if queued and not sys_flag & INNER_BATCH and topic not in self._batch_topics:
+            code = tags_code(topic, properties, stored_ms, self._delays_ms)
+            self._queues.record(topic, queue_id, offset, position, size, code)
+            if self._lmqs:
+                self._check_lmqs(position, size, code, properties)
+        elif sys_flag & TRANSACTION_MASK == TRANSACTION_ROLLBACK:
+            self._queues.filler(position, size)
+        if self._index.there:
+            keys = hashes(topic, properties)
+            self._index.record(position, stored_ms, keys, optional=not (queued and keys))
 
-    def _check_queued(self, record: StoredMessage) -> None:
-        position, size = record.commit_log_offset, record.size
-        code = tags_code(record.topic, record.properties, record.stored_ms, self._delays_ms)
-        self._queues.record(record.topic, record.queue_id, record.queue_offset, position, size, code)
-        if self._lmqs:
-            topics = (find_property(record.properties, b"INNER_MULTI_DISPATCH") or b"").decode("utf-8", "replace")
-            offsets = (find_property(record.properties, b"INNER_MULTI_QUEUE_OFFSET") or b"").split(b",")
-            for topic, offset in zip(topics.split(","), offsets, strict=False):
-                if topic in self._lmqs and offset.isdigit():
-                    self._queues.record(topic, 0, int(offset), position, size, code)
+    def _check_time(self, position: int, stored_ms: int) -> None:
+        if stored_ms < self._stored_ms:
+            what = f"the record was stored at {stored_ms}, one before it at {self._stored_ms}"
+            effect = "the clock went back, or one of them is damaged"
+            self._note(self._log.path(position), position % self._log.file_size, what, effect)
+        else:
+            self._stored_ms = stored_ms
+
+    def _check_lmqs(self, position: int, size: int, code: int, properties: bytes) -> None:
+        """Entries of a message in light message queues (enableLmq=true)."""
+        topics = (find_property(properties, b"INNER_MULTI_DISPATCH") or b"").decode("utf-8", "replace")
+        offsets = (find_property(properties, b"INNER_MULTI_QUEUE_OFFSET") or b"").split(b",")
+        for topic, offset in zip(topics.split(","), offsets, strict=False):
+            if topic in self._lmqs and offset.isdigit():
+                self._queues.record(topic, 0, int(offset), position, size, code)
 
     def _check_queues_exist(self) -> None:
         if self.totals.records and not self._disk.exists(QUEUES):

@@ -56,6 +56,7 @@ class IndexCheck:
         self._disk, self._config, self._state = disk, config, state
         self._log_first, self._tell, self._totals = log_first, tell, totals
         self._names = [name for name in disk.list(DIRECTORY) if self._is_index_name(name)]
+        self.there = bool(self._names)
         #: messages in [begin, end] of the log must be found
         self._begin, self._end = self._range()
         self._items = self._all_items()

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from saturnmq.broker import revivelog
+from saturnmq.broker.leases import Leases
 from saturnmq.disk.simulated import Operation, SimulatedDisk
 from saturnmq.kernel.errors import ServiceUnavailable
 from saturnmq.kernel.topic import SCHEDULE_TOPIC
@@ -127,6 +129,21 @@ def test_a_message_in_flight_outlives_its_file() -> None:
     assert stage.pop() == []
 
 
+def test_a_message_that_waited_before_it_was_taken() -> None:
+    """It stands far before the record of its lease."""
+    stage = popping()
+    noise(stage)
+    stage.send("held")
+    noise(stage)
+    [held] = stage.pop(invisible_ms=3 * HOUR_MS)
+    noise(stage)
+    stage.advance(2 * HOUR_MS)
+    assert 0 < first_file(stage.disk) == position(stage) // FILE_BYTES * FILE_BYTES
+    stage.ack(held)
+    stage.advance(60_000)
+    assert position(stage) == -1
+
+
 def test_it_comes_back_when_its_lease_ends() -> None:
     stage = popping()
     aged_in_flight(stage)
@@ -151,11 +168,17 @@ def test_leases_go_on_after_the_end_of_the_process(end: str) -> None:
 
 def test_nothing_goes_while_the_leases_are_not_known() -> None:
     stage = popping()
-    aged_in_flight(stage)
-    stage.pops.stop()
+    held = aged_in_flight(stage, invisible_ms=12 * HOUR_MS)
+    stage = stage.kill()
     before = first_file(stage.disk)
-    stage.advance(10 * HOUR_MS)
+    log = stage.pops._log
+    log._ready, log._leases = False, Leases(8)
+    stage.advance(5 * HOUR_MS)
     assert first_file(stage.disk) == before
+    log._ready, log._leases = True, stage.pops.leases
+    stage.ack(held)
+    stage.advance(60_000)
+    assert first_file(stage.disk) > before
 
 
 def test_an_acknowledgement_is_durable_before_its_message_goes() -> None:
@@ -189,6 +212,24 @@ def test_a_fifo_group_that_went_away_keeps_nothing(acknowledged: bool) -> None:
     order = stage.pops.leases.queue("g", "orders", 0).order
     assert order is not None
     assert order.remaining() == ([1] if acknowledged else [0, 1])
+
+
+def test_very_many_groups_that_went_away_make_way_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revivelog, "_COMPACT_RECORDS", 1)
+    stage = PopStage(*aging(), store_settings=SETTINGS, queues={"orders": 17, "noise": 1})
+    for queue_id in (0, 8, 16):  # of one revive queue
+        stage.send("a", queue_id=queue_id)
+        assert stage.pop(fifo=True, queue_id=queue_id, invisible_ms=10_000)
+        noise(stage, 20)
+    noise(stage)
+    before = first_file(stage.disk)
+    stage.advance(2 * HOUR_MS)
+    assert first_file(stage.disk) > before
+    stage = stage.kill()
+    for queue_id in (0, 8, 16):
+        order = stage.pops.leases.queue("g", "orders", queue_id).order
+        assert order is not None
+        assert order.remaining() == [0]
 
 
 def test_a_fifo_batch_in_flight_is_kept() -> None:

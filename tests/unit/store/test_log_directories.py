@@ -124,6 +124,26 @@ def test_a_file_that_finds_no_room_is_made_elsewhere() -> None:
     assert numbers(again.open()) == list(range(stored + 30))
 
 
+def test_a_file_that_is_still_being_made_is_not_made_elsewhere_too() -> None:
+    held = HeldBackground()
+    stage = several(reader=held)
+    stage.disk.faults[Operation.ALLOCATE, "disk2/"] = errno.ENOSPC
+    for _ in range(3):
+        with pytest.raises(ServiceUnavailable, match="disk2/log"):
+            fill(stage, 10, stage.store._rows[-1][4] + 1 if stage.store._rows else stage.store.max_offset("Topic", 0))
+        stage.clock.run_soon()
+        stage.store._log.full = frozenset(["disk2/log"])
+    stage.disk.faults.clear()
+    held.go()
+    stage.clock.run_soon()
+    stored = stage.store.max_offset("Topic", 0)
+    fill(stage, 20, stored)
+    one, other = places(stage, "disk1/log", "disk2/log")
+    assert 1 in other
+    assert not set(one) & set(other)
+    assert numbers(stage) == list(range(stored + 20))
+
+
 def test_a_file_that_is_there_twice_is_refused() -> None:
     stage = several()
     fill(stage, 20)
@@ -148,6 +168,7 @@ def test_old_files_go_wherever_they_are() -> None:
     stage.clock.advance(3_660_000)
     one, other = places(stage, "disk1/log", "disk2/log")
     assert sorted(one + other) == list(range(stage.store.end // 2048, max(one + other) + 1))
+    assert set(stage.store._log._elsewhere) <= {2048 * number for number in one + other}
     low = stage.store.min_offset("Topic", 0)
     assert numbers(stage) == list(range(low, 40))
     fill(stage, 20, 40)

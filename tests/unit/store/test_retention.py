@@ -230,20 +230,20 @@ def test_queues_that_nobody_used_since_the_start_lose_their_files_too() -> None:
 
 
 def test_entries_that_are_not_written_yet() -> None:
-    """The queues' files are late: what is in memory begins behind the log's new first message too."""
-    held = HeldBackground()
-    stage = aged(clean_file_forcibly_enable=True)
-    stage.store._queues._background = held
+    """They say which offset comes next, which nothing else does when their messages are gone."""
+    stage = aged()
+    stage.disk.faults[Operation.CREATE, "consumequeue/"] = errno.ENOSPC
     fill(stage, 20)
-    stage.disk.spaces[""] = stage.disk.spaces["commitlog"] = (96, 4)
-    for _ in range(20):
-        stage.clock.advance(10_000)
-        held.go()
-        stage.clock.run_soon()
-        held.go()
+    stage.clock.advance(HOUR_MS)
+    assert stage.store._queues.unwritten == 20
+    assert log_files(stage)[0] == 0
+    stage.disk.faults.clear()
+    stage.clock.advance(60_000)
     first = stage.store.min_offset("Topic", 0)
     assert 10 < first < 20
     assert numbers(stage) == list(range(first, 20))
+    stage.close()
+    assert numbers(stage.again()) == list(range(first, 20))
 
 
 def test_index_files_without_any_message_go() -> None:
@@ -302,27 +302,31 @@ def test_a_file_that_is_missing_for_no_reason_is_an_error() -> None:
 
 
 def test_what_is_deleted_is_not_held_open() -> None:
-    stage = aged()
+    stage = aged(mapped_file_size_consume_queue=100)
     fill(stage, 30)
     assert numbers(stage) == list(range(30))
     before = stage.disk.open_files
-    files = len(log_files(stage))
+    files = len(log_files(stage)) + len(queue_files(stage))
     stage.clock.advance(HOUR_MS)
-    assert before - stage.disk.open_files >= files - len(log_files(stage)) > 0
+    assert before - stage.disk.open_files >= files - len(log_files(stage)) - len(queue_files(stage)) > 7
     stage.close()
     assert stage.disk.open_files == 0
 
 
 def test_a_queue_file_that_goes_before_its_sync() -> None:
-    stage = aged(clean_file_forcibly_enable=True, mapped_file_size_consume_queue=100)
-    fill(stage, 4)
+    stage = aged(clean_file_forcibly_enable=True, disk_min_free_bytes=0, mapped_file_size_consume_queue=100)
+    stage.disk.spaces[""] = stage.disk.spaces["commitlog"] = (96, 4)
+    stage.clock.advance(55_000)
+    stage.send(b"x")
+    stage.clock.advance(2_000)
     for number in range(30):
         stage.send(b"%06d" % number + b"x" * 194)
-    stage.disk.spaces[""] = stage.disk.spaces["commitlog"] = (96, 4)
-    stage.clock.advance(120_000)
-    stage.disk.spaces.clear()
+    stage.clock.advance(3_000)
+    assert any(path.startswith("consumequeue/") for path in stage.store._queues._unsynced)
     stage.clock.advance(20_000)
+    assert len(queue_files(stage)) < 4
     stage.send(b"x")
+    stage.clock.advance(20_000)
     stage.close()
     assert stage.disk.open_files == 0
     assert stage.again().bodies()[-1] == b"x"
