@@ -32,6 +32,9 @@ check: install ## format, lint, types, imports, unit and property tests, short s
 test: install ## everything but what starts Apache: the tests of `check` and the official clients
 	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,tests/unit) tests/conformance
 
+long: install ## full disks, 100,000 queues and other tests that take minutes or need root
+	$(PYTEST) tests/long
+
 oracle: install ## the same clients against Apache, and whatever else starts its processes
 	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
 
@@ -43,4 +46,4 @@ rewrite: install ## compile the protos and record golden files anew; read their 
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test oracle bench rewrite
+.PHONY: help install demo check test long oracle bench rewrite
