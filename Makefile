@@ -36,6 +36,7 @@ long: install ## full disks, 100,000 queues and other tests that take minutes or
 	$(PYTEST) tests/long
 
 oracle: install ## the same clients against Apache, and whatever else starts its processes
+	$(PYTEST) tests/oracle
 	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
 
 bench: install ## figures beside Apache, in turn on this machine

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("harness.exchange", "harness.remoting")
+pytest.register_assert_rewrite("harness.exchange", "harness.processes", "harness.remoting", "harness.shared_broker")

@@ -19,9 +19,14 @@ GET_MAX_OFFSET = 30
 SUBSCRIPTION_IN_HEADER = 4
 PULL_BATCH = 32
 
-#: total, magic, CRC, queue id, flag, queue offset, log offset, system flag, born at and host, stored at and host,
-#: reconsume times, transaction offset, body length
-RECORD = struct.Struct(">iIIiiqqiq8sq8siqi")
+#: total, magic, CRC, queue id, flag, queue offset, log offset, system flag, born at. Behind it: born host, stored at,
+#: store host, reconsume times, transaction offset; body, topic and properties, each behind its length.
+HEAD = struct.Struct(">iIIiiqqiq")
+BORN_HOST_V6, STORE_HOST_V6 = 16, 32
+#: by system flag
+HOST_BYTES = {0: 8, BORN_HOST_V6: 20, STORE_HOST_V6: 20}
+#: by magic
+TOPIC_LENGTH_BYTES = {0xDAA320A7: 1, 0xDAA320AB: 2}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class Stored:
     topic: str
     body: bytes
     properties: dict[str, str]
+    log_offset: int
+    #: all of it, as it lies in the log
+    record: bytes
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,8 @@ class PipelinedSender:
     connections end. Owner of what was acknowledged."""
 
     def __init__(self, broker: str, topic: str, queues: int, messages: Numbered) -> None:
-        self._host, _, port = broker.rpartition(":")
-        self._port = int(port)
+        host, _, port = broker.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
         self._topic = topic
         self._queues = queues
         self._messages = messages
@@ -163,12 +171,20 @@ def records(body: bytes) -> Iterator[Stored]:
     """The records of a pull's answer; each must have the check sum of its body."""
     at = 0
     while at < len(body):
-        total, _, crc, queue_id, _, queue_offset, *_, body_length = RECORD.unpack_from(body, at)
-        begin = at + RECORD.size
-        content = body[begin : begin + body_length]
+        total, magic, crc, queue_id, _, queue_offset, log_offset, flags, _ = HEAD.unpack_from(body, at)
+        begin = at + HEAD.size + HOST_BYTES[flags & BORN_HOST_V6] + 8 + HOST_BYTES[flags & STORE_HOST_V6] + 4 + 8
+        content = _field(body, begin, 4)
         assert zlib.crc32(content) & 0x7FFFFFFF == crc, f"broken body at queue {queue_id}, offset {queue_offset}"
-        begin += body_length
-        topic_end = begin + 1 + body[begin]
-        properties = unpacked(body[topic_end + 2 : at + total].decode())
-        yield Stored(queue_id, queue_offset, body[begin + 1 : topic_end].decode(), content, properties)
+        begin += 4 + len(content)
+        topic_length_bytes = TOPIC_LENGTH_BYTES[magic]
+        topic = _field(body, begin, topic_length_bytes)
+        properties = unpacked(_field(body, begin + topic_length_bytes + len(topic), 2).decode())
+        record = body[at : at + total]
+        yield Stored(queue_id, queue_offset, topic.decode(), content, properties, log_offset, record)
         at += total
+
+
+def _field(body: bytes, at: int, length_bytes: int) -> bytes:
+    """Behind its length."""
+    begin = at + length_bytes
+    return body[begin : begin + int.from_bytes(body[at:begin], "big")]

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness.programs import ROOT
+from harness.apache import Apache
 from saturnmq.testing.server import LocalServer
 
-APACHE_START_TIMEOUT_S = 90
-POLL_S = 0.02
-APACHE_SCRIPT = ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"
-
-
 SERVER = os.environ.get("SATURNMQ_CONFORMANCE_SERVER", "saturn")
-#: for tests of SaturnMQ alone, and of SaturnMQ together with Apache
-only_apache = pytest.mark.skipif(SERVER != "apache", reason="needs Apache's processes: make oracle")
 only_saturn = pytest.mark.skipif(SERVER != "saturn", reason="a test of SaturnMQ's own")
-
-
-class StartFailed(Exception):
-    """Apache did not come up."""
 
 
 @dataclass(frozen=True)
@@ -81,42 +68,6 @@ def start_saturn(home: Path) -> Server:
     )
 
 
-class Apache:
-    """Processes of Apache RocketMQ, their files under `home`. Its jars are fetched once, to build/apache."""
-
-    def __init__(self, home: Path) -> None:
-        installed = Path(os.environ.get("APACHE_HOME", ROOT / "build" / "apache"))
-        if not (installed / "lib").exists():
-            subprocess.run(
-                ["bash", str(APACHE_SCRIPT), "install"], env={**os.environ, "APACHE_HOME": str(installed)}, check=True
-            )
-        (home / "lib").symlink_to(installed / "lib")
-        self.log_path = home / "apache.log"
-        self._environment = {**os.environ, "APACHE_HOME": str(home), "HEAP": "512m"}
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, part: str, *ports: int, **settings: str) -> None:
-        """`namesrv`, `broker` or `local` with settings of apache.sh; returns when these ports accept."""
-        with self.log_path.open("ab") as log:
-            command = ["bash", str(APACHE_SCRIPT), "start", part]
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment | settings)
-        self._processes.append(process)
-        deadline = time.monotonic() + APACHE_START_TIMEOUT_S
-        for port in ports:
-            while not _accepts(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    self.kill()
-                    raise StartFailed(f"{self.log_path}:\n{self.log_path.read_text(errors='replace')[-4000:]}")
-                time.sleep(POLL_S)
-
-    def kill(self) -> None:
-        """Their files are thrown away; they need not stop in order."""
-        while self._processes:
-            process = self._processes.pop()
-            process.kill()
-            process.wait()
-
-
 def start_apache(home: Path) -> Server:
     """NameServer and Local-mode Proxy of Apache RocketMQ."""
     apache = Apache(home)
@@ -148,14 +99,6 @@ def free_port() -> int:
 def free_broker_port() -> int:
     """Free with its VIP port before it and its replication port behind it."""
     return _free_ports(-2, 0, 1)[1]
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _free_ports(*offsets: int) -> list[int]:

@@ -11,13 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "compatibility.md"
 CLIENTS = ("Python", "Go", "Node", "Java")
-NAME = re.compile(r"`((?:unit/\w+/)?test_\w+\.py)::(test_\w+)`")
+NAME = re.compile(r"`((?:unit/\w+/|oracle/)?test_\w+\.py)::(test_\w+)`")
 
 
 @pytest.fixture(scope="module")
 def collected() -> dict[str, set[str]]:
     """Test → the parameters that it runs with; none: {""}."""
-    paths = {f"tests/{path}" for path, _ in NAME.findall(PAGE.read_text()) if path.startswith("unit/")}
+    paths = {f"tests/{path}" for path, _ in NAME.findall(PAGE.read_text()) if path.startswith(("unit/", "oracle/"))}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/conformance", *sorted(paths)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     tests = defaultdict(set)
