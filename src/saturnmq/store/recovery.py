@@ -137,6 +137,7 @@ class Recovery:
         walk = Walk(self._log, start, limit, self._durable if is_torn_there else limit)
         queues.forget()
         queues.log_first = self._files[0] if self._files else 0
+        self._stored_ms = 0
         anew = Rebuild(queues, self._log, self._tags_code, whole) if rebuild else None
         while True:
             for rows in walk.rows():
@@ -167,12 +168,18 @@ class Recovery:
 
     def _damage_end(self, position: int) -> int | None:
         """Where the log goes on behind this position, at which no record stands; None when it ends here."""
+        confirmed = self._checkpoint.is_confirmed
         if position < self._durable:
-            found = find_next(self._log, position, self._durable, self._stored_ms)
+            # our own log has no remains of an older one, and one wrong time must not hide all that follows
+            found = find_next(self._log, position, self._durable, 0 if confirmed else self._stored_ms)
             return self._durable if found is None else found
-        if position == self._limit or (self._abort.ours and self._checkpoint.is_confirmed):
+        if position == self._limit or (confirmed and (self._abort.ours or self._is_end_of_ours(position))):
             return None
         return find_next(self._log, position, self._limit, self._stored_ms)
+
+    def _is_end_of_ours(self, position: int) -> bool:
+        """We closed it there, and no other server has gone on."""
+        return not self._abort.present and position == self._checkpoint.confirmed
 
     def _cut(self, walk: Walk, limit: int) -> None:
         """Let nothing stand behind the last record."""

@@ -168,6 +168,24 @@ def test_one_deleted_queue_comes_back_after_a_crash() -> None:
     assert [again.bodies(queue_id=0), again.bodies(queue_id=1)] == before
 
 
+def test_a_clean_start_does_not_read_to_the_end_of_the_last_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 16 << 20
+    stage = Stage(mapped_file_size_commit_log=size).open()
+    stage.send(*(b"x" * 100 for _ in range(60)))
+    stage.close()
+    again = Stage(stage.disk, mapped_file_size_commit_log=size)
+    read, count = again.store._log.read, 0
+
+    def counted(position: int, size: int) -> bytes:
+        nonlocal count
+        count += size
+        return read(position, size)
+
+    monkeypatch.setattr(again.store._log, "read", counted)
+    assert again.open().store.end == stage.store.end
+    assert count < size
+
+
 def test_recovery_begins_where_the_checkpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage().open()
     for number in range(40):

@@ -221,6 +221,33 @@ def test_the_copy_is_durable_before_anything_is_overwritten() -> None:
             assert damaged in [after.read_file(f"damaged/{name}") for name in after.list("damaged")]
 
 
+def test_damage_found_when_everything_is_read_again_takes_nothing_with_it() -> None:
+    """Recovery begins in the last file, finds that an entry of a queue is damaged, and begins again at the front."""
+    stage = Stage().open()
+    for number in range(40):
+        stage.send(b"%d" % number * 50, queue_id=number % 2)
+        stage.clock.advance(2_000)
+    before = stage.all(queue_id=0)
+    flip(stage.disk, FIRST, 4, 7)
+    for name in stage.disk.list("consumequeue/Topic/1"):
+        for entry in range(10):
+            flip(stage.disk, f"consumequeue/Topic/1/{name}", entry * 20, 6)
+    again = killed(stage).open()
+    assert again.bodies() == [stored.body for stored in before[1:]]
+    assert len(again.bodies(queue_id=1)) == 20
+    assert again.disk.list("damaged") == [f"{0:020d}-{before[0].size}.bin"]
+
+
+def test_a_wrong_time_does_not_hide_what_follows_damage() -> None:
+    """A record that says it was stored in a thousand years is whole; all others would be older than it."""
+    stage, places = filled()
+    before = stage.bodies()
+    flip(stage.disk, FIRST, places[2].commit_log_offset + 58, 5)
+    flip(stage.disk, FIRST, places[3].commit_log_offset + 4, 7)
+    again = killed(stage).open()
+    assert again.bodies() == before[:3] + before[4:]
+
+
 def test_a_full_disk_leaves_the_damage_as_it_is() -> None:
     stage, places = filled(6)
     flip(stage.disk, FIRST, places[3].commit_log_offset + 100, 0)
