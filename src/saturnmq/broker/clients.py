@@ -104,7 +104,7 @@ class ClientTable:
         changed = channel not in group.members
         if changed:
             log.info("consumer %s (%s) joined %s", channel.client_id, channel.peer, membership.group)
-        group.members[channel] = self._clock.now_ms()
+        group.members[channel] = self._clock.steady_ms()
         self._consumes.setdefault(channel, set()).add(membership.group)
         if not keep_subscriptions:
             changed |= group.subscribe(membership.subscriptions)
@@ -115,7 +115,7 @@ class ClientTable:
 
     def producer_joined(self, channel: ClientChannel, group: str) -> None:
         """Register or keep alive."""
-        self._producers.setdefault(group, {})[channel] = self._clock.now_ms()
+        self._producers.setdefault(group, {})[channel] = self._clock.steady_ms()
         self._producers_by_id[channel.client_id] = channel
         self._produces.setdefault(channel, set()).add(group)
         self._watch()
@@ -170,7 +170,7 @@ class ClientTable:
 
     def _expire(self) -> None:
         self._scan = None
-        oldest_ms = self._clock.now_ms() - self._expire_ms
+        oldest_ms = self._clock.steady_ms() - self._expire_ms
         for group in list(self._consumers.values()):
             for channel in [channel for channel, seen_ms in group.members.items() if seen_ms < oldest_ms]:
                 log.warning("consumer %s (%s) of %s went silent", channel.client_id, channel.peer, group.name)

@@ -22,13 +22,13 @@ class QueueLocks:
 
     def lock(self, group: str, queues: Iterable[MessageQueue], client_id: str) -> list[MessageQueue]:
         """The queues that are the client's now, for another `life_ms`."""
-        now_ms = self._clock.now_ms()
+        steady_ms = self._clock.steady_ms()
         locks = self._locks.setdefault(group, {})
         locked = []
         for queue in queues:
             owner, dies_ms = locks.get(queue, (client_id, 0))
-            if owner == client_id or dies_ms < now_ms:
-                locks[queue] = client_id, now_ms + self._life_ms
+            if owner == client_id or dies_ms < steady_ms:
+                locks[queue] = client_id, steady_ms + self._life_ms
                 locked.append(queue)
         return locked
 
@@ -46,5 +46,5 @@ class QueueLocks:
         locks = self._locks.get(group)
         if locks is None:
             return False
-        now_ms = self._clock.now_ms()
-        return any(dies_ms >= now_ms for _, dies_ms in locks.values())
+        steady_ms = self._clock.steady_ms()
+        return any(dies_ms >= steady_ms for _, dies_ms in locks.values())

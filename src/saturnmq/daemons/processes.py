@@ -182,7 +182,9 @@ class Broker(Daemon):
         self.opened.callback(flusher.close)
         self.opened.callback(reader.close)
         try:
-            self.store = Store(RealDisk(str(self.data_dir)), store_config, self.clock, flusher, reader)
+            disk = RealDisk(str(self.data_dir))
+            disk.now_ms = self.clock.wall_ms
+            self.store = Store(disk, store_config, self.clock, flusher, reader)
             self.store.open()
             self.opened.push_async_callback(self._close_store)
             self.broker = BrokerRoom(config, self.store, self.clock, random=randrange, metrics=self.metrics)

@@ -118,8 +118,8 @@ class Disk(Protocol):
         """The id of the process that has the lock file, which is not touched; None when nobody else has."""
         ...
 
-    def modified_ms(self, path: str) -> int:
-        """When the file was last written to."""
+    def age_ms(self, path: str) -> int:
+        """Milliseconds since the file was last written to, by the clock that wrote that down."""
         ...
 
     def space(self, path: str) -> Space:

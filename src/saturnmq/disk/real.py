@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -45,6 +46,10 @@ else:
     def _holder(flock: bytes) -> int | None:
         kind, _, _, _, pid = _FLOCK.unpack(flock)
         return None if kind == fcntl.F_UNLCK else pid
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 @contextmanager
@@ -172,6 +177,9 @@ def _syncfs() -> Callable[[int], None] | None:
 class RealDisk:
     """See `disk.port.Disk`. `root` is made when it is not there."""
 
+    #: the clock that dates files; a test may put it forward
+    now_ms: Callable[[], int] = staticmethod(_now_ms)
+
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         os.makedirs(self.root, exist_ok=True)
@@ -268,8 +276,8 @@ class RealDisk:
         finally:
             os.close(descriptor)
 
-    def modified_ms(self, path: str) -> int:
-        return os.stat(self._at(path)).st_mtime_ns // 1_000_000
+    def age_ms(self, path: str) -> int:
+        return self.now_ms() - os.stat(self._at(path)).st_mtime_ns // 1_000_000
 
     def space(self, path: str) -> Space:
         full = os.path.abspath(self._at(path))

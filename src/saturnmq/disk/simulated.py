@@ -308,9 +308,9 @@ class SimulatedDisk:
     def lock_holder(self, path: str) -> int | None:
         return os.getpid() if path in self.locks else None
 
-    def modified_ms(self, path: str) -> int:
+    def age_ms(self, path: str) -> int:
         self.open(path).close()  # raises when it is not there
-        return self.modified.get(self.names[path], self.now_ms())
+        return self.now_ms() - self.modified.get(self.names[path], self.now_ms())
 
     def space(self, path: str) -> Space:
         return Space(path or ".", *self.spaces.get(path, (0, 1 << 40)))

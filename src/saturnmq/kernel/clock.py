@@ -18,11 +18,16 @@ class Clock(Protocol):
     """What a room may ask of time. `net.clock` runs it on the event loop, `testing.clock` by hand."""
 
     def now_ms(self) -> int:
-        """Wall-clock milliseconds since the epoch."""
+        """Wall-clock milliseconds since the epoch: for what is stored and for points in time. Never goes back: after
+        the wall clock was put back it runs on, slower, until that has caught up. It may jump ahead."""
+        ...
+
+    def steady_ms(self) -> int:
+        """Milliseconds since some moment: for how long something takes. Never jumps, whatever the wall clock does."""
         ...
 
     def call_at(self, when_ms: int, call: Callable[[], None]) -> Timer:
-        """Call once at `when_ms` or as soon as possible after it, from the event loop, never from inside."""
+        """Call once when `now_ms` is `when_ms`, or soon after it, from the event loop, never from inside."""
         ...
 
     def call_soon(self, call: Callable[[], None]) -> Timer:

@@ -113,7 +113,7 @@ class RouteTable:
         """The broker is alive, and has nothing new."""
         live = self._live.get((cluster, address))
         if live is not None:
-            live.heard_ms = self._clock.now_ms()
+            live.heard_ms = self._clock.steady_ms()
 
     def version_of(self, cluster: str, address: str) -> DataVersion | None:
         """Of the topics that the broker registered last."""
@@ -188,7 +188,7 @@ class RouteTable:
         # a copy: a broker in this process goes on counting in its own
         version = msgspec.structs.replace(r.version)
         self._live[r.cluster, r.address] = _Live(
-            r.broker_name, self._clock.now_ms(), timeout_ms, version, r.ha_address, connection
+            r.broker_name, self._clock.steady_ms(), timeout_ms, version, r.ha_address, connection
         )
         self._plan_scan()
 
@@ -208,9 +208,9 @@ class RouteTable:
 
     def _scan(self) -> None:
         self._scan_planned = False
-        now_ms = self._clock.now_ms()
+        steady_ms = self._clock.steady_ms()
         for (cluster, address), live in list(self._live.items()):
-            if live.heard_ms + live.timeout_ms < now_ms:
+            if live.heard_ms + live.timeout_ms < steady_ms:
                 log.warning("no word from the broker %s for %d ms", address, live.timeout_ms)
                 self.unregister(cluster, live.broker_name, address)
         if self._live:

@@ -249,7 +249,7 @@ class GrpcConnection(asyncio.Protocol):
         self._deadline_timer: Timer | None = None
         self._deadline_timer_ms = NEVER_MS
         #: see `sweep`
-        self._active_ms = clock.now_ms()
+        self._active_ms = clock.steady_ms()
         self._progress = (0, 0, 0, 0)
 
     # -- what asyncio calls
@@ -297,7 +297,7 @@ class GrpcConnection(asyncio.Protocol):
             return
         http2 = self._http2
         limits = self._limits
-        self._now_ms = now_ms = self._clock.now_ms()
+        self._now_ms = now_ms = self._clock.steady_ms()
         self._earliest_ms = NEVER_MS
         self._flush_planned = True
         self._budget = limits.http2_requests_per_turn * EVENTS_PER_REQUEST
@@ -647,12 +647,13 @@ class GrpcConnection(asyncio.Protocol):
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
         self._deadline_timer_ms = when_ms
-        self._deadline_timer = self._clock.call_at(when_ms, self._end_overdue)
+        left_ms = when_ms - self._clock.steady_ms()
+        self._deadline_timer = self._clock.call_at(self._clock.now_ms() + left_ms, self._end_overdue)
 
     def _end_overdue(self) -> None:
         self._deadline_timer = None
         self._deadline_timer_ms = NEVER_MS
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.steady_ms()
         next_ms = NEVER_MS
         for call in self._calls():
             if call.deadline_ms is None:
@@ -742,7 +743,7 @@ class GrpcConnection(asyncio.Protocol):
         """What was written still leaves, if the client reads it soon."""
         if not self._closing:
             self._closing = True
-            self._close_by_ms = min(self._close_by_ms, self._clock.now_ms() + self._limits.handshake_ms)
+            self._close_by_ms = min(self._close_by_ms, self._clock.steady_ms() + self._limits.handshake_ms)
             self._transport.close()
 
 

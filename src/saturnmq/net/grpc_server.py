@@ -94,7 +94,7 @@ class GrpcServer:
         await asyncio.gather(*self._handshakes, return_exceptions=True)
         now_ms = self._clock.now_ms()
         for connection in list(self._connections):
-            connection.drain(now_ms + drain_ms + LAST_WORDS_MS)
+            connection.drain(self._clock.steady_ms() + drain_ms + LAST_WORDS_MS)
         if self._connections:
             cut = self._clock.call_at(now_ms + drain_ms, self._cut)
             abort = self._clock.call_at(now_ms + drain_ms + LAST_WORDS_MS, self._abort)
@@ -130,7 +130,7 @@ class GrpcServer:
                 return
             accepted.setblocking(False)
             _set_options(accepted)
-            self._silent[accepted] = Address(*name[:2]), self._clock.now_ms() + self._limits.handshake_ms
+            self._silent[accepted] = Address(*name[:2]), self._clock.steady_ms() + self._limits.handshake_ms
             self._loop.add_reader(accepted, self._peek, accepted)
 
     def _accept_again(self, listener: socket.socket) -> None:
@@ -200,7 +200,7 @@ class GrpcServer:
 
     def _sweep(self) -> None:
         self._sweep_timer = None
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.steady_ms()
         for silent, (peer, until_ms) in list(self._silent.items()):
             if now_ms >= until_ms:
                 log.warning("closed the connection of %s: it said nothing in %d ms", peer, self._limits.handshake_ms)

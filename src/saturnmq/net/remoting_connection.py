@@ -172,12 +172,12 @@ class RemotingConnection(asyncio.Protocol):
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
         self._traffic.connected(1)
-        self._active_ms = self._clock.now_ms()
+        self._active_ms = self._clock.steady_ms()
         self._watch_idleness()
         self._opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._active_ms = self._clock.now_ms()
+        self._active_ms = self._clock.steady_ms()
         self._decode(data)
         if self._reading:
             self._turn()
@@ -338,7 +338,7 @@ class RemotingConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport.is_closing():
             return
-        self._active_ms = self._clock.now_ms()
+        self._active_ms = self._clock.steady_ms()
         self._transport.write(data)
         if self._writable:
             return
@@ -375,18 +375,19 @@ class RemotingConnection(asyncio.Protocol):
         A connection that never said anything gets no less: Java's clients open one to each NameServer and keep it
         until they need it.
         """
-        now_ms = self._clock.now_ms()
-        if now_ms - self._active_ms >= self._limits.idle_connection_ms:
+        steady_ms = self._clock.steady_ms()
+        if steady_ms - self._active_ms >= self._limits.idle_connection_ms:
             if self._transport.is_closing():
                 self.abort()
                 return
             log.debug("%s: closed the idle connection of %s", self._traffic.name, self.peer)
             self.close()
-            self._active_ms = now_ms
+            self._active_ms = steady_ms
         self._watch_idleness()
 
     def _watch_idleness(self) -> None:
-        self._idle_timer = self._clock.call_at(self._active_ms + self._limits.idle_connection_ms, self._close_if_idle)
+        left_ms = self._active_ms + self._limits.idle_connection_ms - self._clock.steady_ms()
+        self._idle_timer = self._clock.call_at(self._clock.now_ms() + left_ms, self._close_if_idle)
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Whoever listens may fail; this connection and its other listeners go on."""

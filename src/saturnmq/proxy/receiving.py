@@ -90,7 +90,7 @@ class Receiving:
         """How long to wait for a message. Raises IllegalPollingTime. No deadline is one far away."""
         shortest = self._config.grpc_client_consumer_min_long_polling_timeout_millis
         longest = self._config.grpc_client_consumer_max_long_polling_timeout_millis
-        left_ms = None if call.deadline_ms is None else call.deadline_ms - self._clock.now_ms()
+        left_ms = None if call.deadline_ms is None else call.deadline_ms - self._clock.steady_ms()
         if request.HasField("long_polling_timeout"):
             wanted = request.long_polling_timeout.ToMilliseconds()
         elif left_ms is not None:

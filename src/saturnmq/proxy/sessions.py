@@ -99,7 +99,7 @@ class Sessions:
                 f"is {MAX_SETTINGS_BYTES}: no more are taken in"
             )
         if client is None:
-            client = self._clients[client_id] = Client(client_id, language, peer, self._clock.now_ms())
+            client = self._clients[client_id] = Client(client_id, language, peer, self._clock.steady_ms())
             if self._scan is None:
                 self._scan = self._clock.call_at(self._clock.now_ms() + EXPIRY_SCAN_MS, self._expire)
         self._settings_bytes += more_bytes
@@ -142,7 +142,7 @@ class Sessions:
             self._scan.cancel()
 
     def _keep_alive(self, client: Client) -> None:
-        client.seen_ms = self._clock.now_ms()
+        client.seen_ms = self._clock.steady_ms()
         for broker in self._brokers:
             if client.membership is not None:
                 broker.consumer_joined(client, client.membership)
@@ -150,10 +150,11 @@ class Sessions:
                 broker.producer_joined(client, group)
 
     def _expire(self) -> None:
-        now_ms = self._clock.now_ms()
-        silent = [client for client in self._clients.values() if now_ms - client.seen_ms >= self._expire_ms]
+        steady_ms = self._clock.steady_ms()
+        silent = [client for client in self._clients.values() if steady_ms - client.seen_ms >= self._expire_ms]
         for client in silent:
             logger.info("client %s of %s sent no heart-beat for %d ms", client.client_id, client.peer, self._expire_ms)
             self.leave(client.client_id)
         # nothing to do while nobody is there
-        self._scan = self._clock.call_at(now_ms + EXPIRY_SCAN_MS, self._expire) if self._clients else None
+        later_ms = self._clock.now_ms() + EXPIRY_SCAN_MS
+        self._scan = self._clock.call_at(later_ms, self._expire) if self._clients else None

@@ -47,7 +47,8 @@ class GroupCommit:
         self._syncing = False
         self._stopped = False
         self._timer: Timer | None = None
-        #: position, reply, its value, deadline; who asks for less behind somebody who asks for more waits with him
+        #: position, reply, its value, deadline by the steady clock; who asks for less behind somebody who asks for more
+        #: waits with him
         self._waiters: deque[tuple[int, Later[Any], Any, int]] = deque()
         self._deadline: Timer | None = None
 
@@ -57,9 +58,9 @@ class GroupCommit:
             return value
         later: Later[T] = Later()
         if timeout:
-            deadline_ms = self._clock.now_ms() + self._timeout_ms
+            deadline_ms = self._clock.steady_ms() + self._timeout_ms
             if self._deadline is None:
-                self._deadline = self._clock.call_at(deadline_ms, self._time_out)
+                self._deadline = self._clock.call_at(self._clock.now_ms() + self._timeout_ms, self._time_out)
         else:
             deadline_ms = _NEVER_MS
         self._waiters.append((position, later, value, deadline_ms))
@@ -142,12 +143,12 @@ class GroupCommit:
 
     def _time_out(self) -> None:
         self._deadline = None
-        now_ms = self._clock.now_ms()
-        late = [(later, value) for _, later, value, deadline_ms in self._waiters if deadline_ms <= now_ms]
-        self._waiters = deque(waiter for waiter in self._waiters if waiter[3] > now_ms)
+        steady_ms = self._clock.steady_ms()
+        late = [(later, value) for _, later, value, deadline_ms in self._waiters if deadline_ms <= steady_ms]
+        self._waiters = deque(waiter for waiter in self._waiters if waiter[3] > steady_ms)
         next_ms = min((waiter[3] for waiter in self._waiters), default=_NEVER_MS)
         if next_ms != _NEVER_MS:
-            self._deadline = self._clock.call_at(next_ms, self._time_out)
+            self._deadline = self._clock.call_at(self._clock.now_ms() + next_ms - steady_ms, self._time_out)
         for later, value in late:
             later.fail(FlushTimeout(f"the disk did not confirm in {self._timeout_ms} ms (syncFlushTimeout)", value))
 

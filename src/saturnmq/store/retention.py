@@ -1,10 +1,10 @@
 """Deleting what is old: log files, and the queue and index files that lead nowhere any more.
 
-A log file is expired `fileReservedTime` after its last write. Expired files are deleted in the hours of `deleteWhen`,
-and at any time when the disk is fuller than diskMaxUsedSpaceRatio or somebody asks (`clean`); with
-cleanFileForciblyEnable and a disk fuller than diskSpaceCleanForciblyRatio the oldest files are deleted whatever their
-age. The file that is written to stays. Source of the rules: store/DefaultMessageStore.java (CleanCommitLogService),
-MappedFileQueue.java.
+A log file is expired `fileReservedTime` after its last write, by the clock that dated it, the system's: ours may be
+ahead of that after somebody put it back. Expired files are deleted in the hours of `deleteWhen`, and at any time when
+the disk is fuller than diskMaxUsedSpaceRatio or somebody asks (`clean`); with cleanFileForciblyEnable and a disk fuller
+than diskSpaceCleanForciblyRatio the oldest files are deleted whatever their age. The file that is written to stays.
+Source of the rules: store/DefaultMessageStore.java (CleanCommitLogService), MappedFileQueue.java.
 
 Messages that somebody still has to do something with are not deleted, expired or not: those who know of such messages
 are asked first, the lodgers. What they did with the ones before (a delayed message was delivered, a lease was ended) is
@@ -199,8 +199,8 @@ class Retention:
         file_size, disk = self._log.file_size, self._disk
         starts = range(self._oldest, self._log.written // file_size * file_size, file_size)
         paths = [self._log.path(start) for start in starts[: self._config.delete_file_batch_max]]
-        before_ms = self._clock.now_ms() - self._config.file_reserved_time * _HOUR_MS
-        expired = self._work(lambda: len(paths) if forced else _expired(disk, paths, before_ms))
+        reserved_ms = self._config.file_reserved_time * _HOUR_MS
+        expired = self._work(lambda: len(paths) if forced else _expired(disk, paths, reserved_ms))
         allowed = chain(expired, lambda count: self._ask_lodgers(self._oldest + count * file_size))
         return chain(allowed, self._clean_to)
 
@@ -274,10 +274,10 @@ def _nothing() -> None:
     """Only to see whether there is still work to be done."""
 
 
-def _expired(disk: Disk, paths: list[str], before_ms: int) -> int:
-    """How many of the files, from the first one on, were not written to since then."""
+def _expired(disk: Disk, paths: list[str], reserved_ms: int) -> int:
+    """How many of the files, from the first one on, are so old."""
     for count, path in enumerate(paths):
-        if disk.modified_ms(path) > before_ms:
+        if disk.age_ms(path) < reserved_ms:
             return count
     return len(paths)
 

@@ -27,12 +27,23 @@ class VirtualClock:
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self._now_ms = now_ms
+        #: where `steady_ms` begins: far from the time of day, for those who mix them up
+        self._began_ms = now_ms - 1_000_000
         self._order = count()
         self._timers: list[tuple[int, int, VirtualTimer]] = []
         self._soon: list[VirtualTimer] = []
 
     def now_ms(self) -> int:
         return self._now_ms
+
+    def steady_ms(self) -> int:
+        return self._now_ms - self._began_ms
+
+    def jump(self, milliseconds: int) -> None:
+        """Somebody put the wall clock forward: no time has passed, but timers are due."""
+        self._now_ms += milliseconds
+        self._began_ms += milliseconds
+        self.advance(0)
 
     def call_at(self, when_ms: int, call: Callable[[], None]) -> VirtualTimer:
         timer = VirtualTimer(call)

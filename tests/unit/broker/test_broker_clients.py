@@ -114,6 +114,15 @@ def test_silence_for_two_minutes_ends_a_membership() -> None:
     assert ids(offline) == []
 
 
+def test_a_clock_put_forward_is_no_silence() -> None:
+    offline = OfflineBroker()
+    offline.heartbeat("c1", consumers={"g": ["orders"]})
+    assert lock(offline, "c1", 0) == [0]
+    offline.clock.jump(3_600_000)
+    assert ids(offline) == ["c1"]
+    assert lock(offline, "c2", 0) == []
+
+
 def test_the_second_heart_beat_version_leaves_subscriptions_out() -> None:
     offline = OfflineBroker()
 

@@ -63,15 +63,19 @@ def test_directories(disk: Disk) -> None:
         disk.create("no/such")
 
 
-def test_when_a_file_was_written_to(disk: Disk) -> None:
+def test_how_long_ago_a_file_was_written_to(disk: Disk) -> None:
     file = disk.create("a")
     if isinstance(disk, SimulatedDisk):
         disk.now_ms = lambda: 1_700_000_000_000
     file.pwrite(b"x", 0)
     file.close()
-    assert 1_600_000_000_000 < disk.modified_ms("a") < 2_000_000_000_000
+    assert 0 <= disk.age_ms("a") < 60_000
+    assert isinstance(disk, SimulatedDisk | RealDisk)
+    now_ms = disk.now_ms()
+    disk.now_ms = lambda: now_ms + 3_600_000
+    assert 3_600_000 <= disk.age_ms("a") < 3_660_000
     with pytest.raises(FileNotFoundError):
-        disk.modified_ms("b")
+        disk.age_ms("b")
 
 
 def test_space(disk: Disk) -> None:

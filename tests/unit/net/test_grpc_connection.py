@@ -177,7 +177,7 @@ def test_what_a_handler_sees() -> None:
     assert call.authority == "example:8081"
     assert call.peer == Address("10.0.0.1", 4000)
     assert call.local == Address("10.0.0.2", 8081)
-    assert call.deadline_ms == peer.clock.now_ms() + 3000
+    assert call.deadline_ms == peer.clock.steady_ms() + 3000
     assert not call.open
 
 
@@ -695,7 +695,7 @@ def test_drain_finishes_what_runs() -> None:
     laters: list[Later[bytes]] = [Later(), Later()]
     peer.serve(Kind.UNARY, lambda call, question: laters[int(question)])
     peer.ask(1, b"0")
-    peer.connection.drain(peer.clock.now_ms() + 1000)
+    peer.connection.drain(peer.clock.steady_ms() + 1000)
     assert peer.heard() == {0: [("goaway", ErrorCode.NO_ERROR)]}
     peer.ask(3, b"1")
     drained(peer)
@@ -719,7 +719,7 @@ def test_drain_ends_calls_that_stand() -> None:
 
     peer.serve(Kind.BIDI, stand)
     peer.say(opening(1))
-    peer.connection.drain(peer.clock.now_ms() + 1000)
+    peer.connection.drain(peer.clock.steady_ms() + 1000)
     assert cancelled == [1]
     assert peer.status(1) == (GrpcStatus.UNAVAILABLE, "the server stops")
     peer.say(opening(3))  # crosses the GOAWAY
@@ -742,7 +742,7 @@ def pass_time(peer: Peer, milliseconds: int, step_ms: int = 1000) -> None:
     """As the server does: a look from time to time."""
     for _ in range(0, milliseconds, step_ms):
         peer.clock.advance(step_ms)
-        peer.connection.sweep(peer.clock.now_ms())
+        peer.connection.sweep(peer.clock.steady_ms())
 
 
 def test_idle_connections_are_closed_politely(caplog: pytest.LogCaptureFixture) -> None:
@@ -799,9 +799,9 @@ def test_a_connection_that_says_nothing(caplog: pytest.LogCaptureFixture) -> Non
     transport = FakeTransport()
     silent.connection_made(cast(Any, transport))
     silent.data_received(frames.PREFACE)
-    silent.sweep(peer.clock.now_ms() + 9_999)
+    silent.sweep(peer.clock.steady_ms() + 9_999)
     assert not transport.closed
-    silent.sweep(peer.clock.now_ms() + 10_000)
+    silent.sweep(peer.clock.steady_ms() + 10_000)
     assert transport.closed
     assert "no HTTP/2 within 10000 ms" in caplog.text
     assert peer.counted("limits") == {("handshake_ms",): 1}
@@ -890,9 +890,9 @@ class Script:
             self.paused = False
             connection.resume_writing()
         elif step == "drain":
-            connection.drain(self.peer.clock.now_ms() + 1000)
+            connection.drain(self.peer.clock.steady_ms() + 1000)
         elif step == "sweep":
-            connection.sweep(self.peer.clock.now_ms())
+            connection.sweep(self.peer.clock.steady_ms())
 
 
 @settings(max_examples=300, deadline=None)

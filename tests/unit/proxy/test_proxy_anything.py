@@ -183,7 +183,7 @@ class Chaos:
             data = data[: self.random.randrange(len(data) + 1)] + bytes(self.random.choices(range(256), k=5))
         call = client.call()
         if self.random.random() < 0.3:
-            call.deadline_ms = client.clock.now_ms() + self.random.choice([-5, 0, 10, 6000, 1 << 60])
+            call.deadline_ms = client.clock.steady_ms() + self.random.choice([-5, 0, 10, 6000, 1 << 60])
         call.writable = self.random.random() < 0.8
         method = client.table[f"/{grpc.SERVICE}/{rpc}".encode()]
         if method.kind is Kind.BIDI:

@@ -280,7 +280,7 @@ WAITS: list[tuple[dict[str, Any], int | None, int]] = [
 @pytest.mark.parametrize(("fields", "left_ms", "wait_ms"), WAITS)
 def test_how_long_it_waits(client: Grpc, fields: dict[str, Any], left_ms: int | None, wait_ms: int) -> None:
     call = client.call()
-    call.deadline_ms = None if left_ms is None else client.clock.now_ms() + left_ms
+    call.deadline_ms = None if left_ms is None else client.clock.steady_ms() + left_ms
     client.receive(receive_request(**fields), call)
     assert client.broker.popped[0].wait_ms == wait_ms
 
@@ -292,7 +292,7 @@ def test_how_long_it_waits(client: Grpc, fields: dict[str, Any], left_ms: int | 
 def test_too_little_time(client: Grpc, version: bytes, code: pb.Code) -> None:
     client.headers = client.headers | {b"x-mq-client-version": version}
     call = client.call()
-    call.deadline_ms = client.clock.now_ms() + 4_999
+    call.deadline_ms = client.clock.steady_ms() + 4_999
     assert refused(client, receive_request(), call).code == code
 
 

@@ -187,6 +187,17 @@ def test_a_slow_disk_times_out_and_goes_on() -> None:
     assert third.answered
 
 
+def test_a_clock_put_forward_is_no_slow_disk() -> None:
+    held = HeldBackground()
+    stage = Stage(flusher=held).open()
+    sent = Answer(stage.store.when_durable(stage.append(b"x")[0].end, None))
+    stage.clock.advance(4_999)
+    stage.clock.jump(3_600_000)
+    assert not sent.answered
+    stage.clock.advance(1)
+    assert isinstance(sent.error, FlushTimeout)
+
+
 def test_a_cancelled_wait_is_no_error() -> None:
     held = HeldBackground()
     stage = Stage(flusher=held).open()
