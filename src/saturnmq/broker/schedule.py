@@ -92,7 +92,7 @@ class DelayLevels:
     def start(self) -> None:
         self._running = True
         for level in self._levels:
-            if self._store.max_offset(SCHEDULE_TOPIC, level.number - 1) > level.offset:
+            if self._store.max_offset(SCHEDULE_TOPIC, level.number - 1) != level.offset:
                 self._look(level)
 
     def stop(self) -> None:
@@ -153,7 +153,7 @@ class DelayLevels:
                 self._deliver(level, found)
             except SaturnError as error:
                 self._failed(level, error)
-        elif found.status in (FoundStatus.BEFORE, FoundStatus.BEYOND):
+        elif found.next_offset != level.offset:  # deleted, lost in damage, or never there
             log.warning(
                 "delay level %d is at %d, the queue has %d to %d: going on at %d",
                 level.number, level.offset, found.min_offset, found.max_offset, found.next_offset,

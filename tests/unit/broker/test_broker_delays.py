@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from saturnmq.disk.simulated import SimulatedDisk
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.topic import GroupConfig, TopicConfig
 from saturnmq.testing.clock import VirtualClock
@@ -222,3 +223,27 @@ def test_a_power_cut_loses_no_delayed_message_and_repeats_one_only_before_its_of
     again = OfflineBroker(offline.disk.crashed(), clock, store_settings={"flush_disk_type": "SYNC_FLUSH"})
     clock.advance(1_000)
     assert len(again.stored("orders")) == (2 if passes_ms == 1_000 else 1)
+
+
+def test_a_delayed_message_lost_in_damage_does_not_hold_up_the_others() -> None:
+    offline = OfflineBroker()
+    offline.send("orders", b"lost", DELAY="1")
+    (waiting,) = offline.stored("SCHEDULE_TOPIC_XXXX")
+    file = offline.disk.open(f"commitlog/{0:020d}")
+    file.pwrite(b"L", waiting.commit_log_offset + 88)
+    file.close()
+    offline.clock.advance(1_000)
+    assert offline.stored("orders") == []
+    offline.send("orders", b"whole", DELAY="1")
+    offline.clock.advance(1_000)
+    assert [stored.body for stored in offline.stored("orders")] == [b"whole"]
+
+
+def test_an_offset_that_the_queue_never_had_takes_no_message_away() -> None:
+    """delayOffset.json is of another store, or the queues are."""
+    disk = SimulatedDisk()
+    disk.replace_file("config/delayOffset.json", b'{"offsetTable":{"1":7}}')
+    offline = OfflineBroker(disk)
+    offline.send("orders", DELAY="1")
+    offline.clock.advance(1_000)
+    assert len(offline.stored("orders")) == 1
