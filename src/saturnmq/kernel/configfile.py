@@ -7,7 +7,7 @@ guess at what was meant, and a value that cannot be read is an error that names 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
 
@@ -18,6 +18,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ENTRY = re.compile(r"((?:[^\\=:\s]|\\.)*)\s*[=:]?\s*(.*)\Z", re.DOTALL)
 _LITERALS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+_ESCAPES = {character: f"\\{letter}" for letter, character in _LITERALS.items()}
+#: what Java's reader would take for something else in a key, and in a value
+_IN_KEY = re.compile(r"[\\\s:=#!]|[^\x20-\x7e]")
+_IN_VALUE = re.compile(r"\\|^ |[^\x20-\x7e]")
 
 #: of difflib's ratio: takes every slip of a letter or two; of Apache's 600 settings five look like one of ours
 LOOKS_MISSPELT = 0.85
@@ -46,18 +50,67 @@ class IllegalConfig(Exception):
 def parse_properties(text: str) -> dict[str, str]:
     """Java properties (java.util.Properties.load): `=`, `:` or blank separators, `\\` continuation, `#` and `!`."""
     entries = {}
+    for _, line in _entries(text):
+        key, value = _split(line)
+        if key:
+            entries[key] = value
+    return entries
+
+
+def properties(values: Mapping[str, Any]) -> str:
+    """The settings as Java properties, sorted by key."""
+    return "".join(f"{_property(key, value)}\n" for key, value in sorted(values.items()))
+
+
+def with_changes(text: str, changes: Mapping[str, Any]) -> str:
+    """Java properties in which these keys have these values. What people wrote besides stays: comments, order, other
+    keys."""
+    lines, left = [], dict(changes)
+    for written, line in _entries(text):
+        key, _ = _split(line) if line else ("", "")
+        if key not in changes:
+            lines.append(written)
+        else:
+            lines.append(_property(key, changes[key]))
+            left.pop(key, None)
+    lines += [_property(key, value) for key, value in left.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """What is written, and the entry that it makes: "" for comments and empty lines."""
     lines = iter(text.splitlines())
-    for line in lines:
-        line = line.lstrip()
-        if not line or line[0] in "#!":
+    for written in lines:
+        line = written.lstrip()
+        if line[:1] in ("", "#", "!"):
+            yield written, ""
             continue
         while _continues(line):
-            line = line[:-1] + next(lines, "").lstrip()
-        found = _ENTRY.match(line)
-        assert found is not None, "the pattern matches every line"
-        if key := _unescape(found[1]):
-            entries[key] = _unescape(found[2]).strip()
-    return entries
+            more = next(lines, "")
+            written += "\n" + more
+            line = line[:-1] + more.lstrip()
+        yield written, line
+
+
+def _split(line: str) -> tuple[str, str]:
+    found = _ENTRY.match(line)
+    assert found is not None, "the pattern matches every line"
+    return _unescape(found[1]), _unescape(found[2]).strip()
+
+
+def _property(key: str, value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{_IN_KEY.sub(_escape, key)}={_IN_VALUE.sub(_escape, text)}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if " " <= character <= "~":
+        return f"\\{character}"
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _continues(line: str) -> bool:
@@ -69,7 +122,9 @@ def _unescape(text: str) -> str:
         code = found[1]
         return chr(int(code[1:], 16)) if len(code) == 5 else _LITERALS.get(code, code)
 
-    return _ESCAPE.sub(literal, text)
+    text = _ESCAPE.sub(literal, text)
+    # two halves of a character beyond U+FFFF are one; a file that is no UTF-8 has lone ones too
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def keys(*types: type[msgspec.Struct]) -> dict[str, str]:
@@ -119,6 +174,19 @@ def refuse_promises(values: Mapping[str, str]) -> None:
     for key, (kept, why) in PROMISES.items():
         if (value := values.get(key, kept[0])).lower() not in kept:
             raise IllegalConfig(f"{key} = {value!r} cannot be used: {why}; without this setting the server starts")
+
+
+def changed(configs: Sequence[msgspec.Struct], changes: Mapping[str, str]) -> list[msgspec.Struct]:
+    """The settings of a running server with these changes, each struct with its own. A key of nobody's has no effect.
+
+    Raises IllegalConfig: a value cannot be read, a key looks misspelt, or cannot be kept (PROMISES).
+    """
+    known = keys(*map(type, configs))
+    for name in changes.keys() - known.keys():
+        if guess := _guess(name, known):
+            raise IllegalConfig(f"the setting {name} is unknown; did you mean {guess}?")
+    refuse_promises(changes)
+    return [convert({**msgspec.to_builtins(config), **changes}, type(config)) for config in configs]
 
 
 def convert(values: Mapping[str, Any], struct: type[S]) -> S:

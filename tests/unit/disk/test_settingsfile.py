@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from saturnmq.disk.settingsfile import SettingsFile
-from saturnmq.disk.simulated import SimulatedDisk
+from saturnmq.disk.simulated import Operation, SimulatedDisk
 
 
 def test_a_change_is_on_disk_when_it_returns() -> None:
@@ -18,7 +18,7 @@ def test_a_change_is_on_disk_when_it_returns() -> None:
 def test_a_file_that_cannot_be_written_is_as_it_was() -> None:
     disk = SimulatedDisk()
     disk.replace_file("namesrv.conf", b"a=b\n")
-    disk.fail("fdatasync", errno.EIO)
+    disk.faults[Operation.SYNC, "namesrv.conf"] = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         SettingsFile(disk, "namesrv.conf").change({"a": "c"})
     assert disk.read_file("namesrv.conf") == b"a=b\n"

@@ -1,13 +1,18 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
 from saturnmq.kernel.configfile import (
     IllegalConfig,
+    changed,
     convert,
     from_environment,
     parse_properties,
+    properties,
     refuse_promises,
     warnings,
+    with_changes,
 )
 
 
@@ -92,3 +97,43 @@ def test_promises_that_change_nothing_are_taken() -> None:
 def test_the_environment_sets_keys() -> None:
     environment = {"SATURNMQ_FLUSH_DISK_TYPE": "ASYNC_FLUSH", "HOME": "/root"}
     assert from_environment(environment, StoreConfig, BrokerConfig) == {"flushDiskType": "ASYNC_FLUSH"}
+
+
+KEYS = st.text(min_size=1).filter(lambda key: key.strip() == key)
+
+
+@given(st.dictionaries(KEYS, st.text().map(str.strip)))
+def test_what_is_written_is_read(values: dict[str, str]) -> None:
+    written = properties(values)
+    assert parse_properties(written) == values
+    assert written.isascii()
+    assert parse_properties(with_changes(written, {"another": "value"})) == {**values, "another": "value"}
+
+
+def test_changes_leave_the_rest_of_a_file_alone() -> None:
+    text = "# ours\nbrokerName = a\n\n  traceOn: true\nmessageDelayLevel=1s \\\n    5s\nbrokerName=b"
+    assert with_changes(text, {"brokerName": "c d", "messageDelayLevel": "1s", "listenPort": 1, "traceOn": False}) == (
+        "# ours\nbrokerName=c d\n\ntraceOn=false\nmessageDelayLevel=1s\nbrokerName=c d\nlistenPort=1\n"
+    )
+
+
+def test_settings_of_a_running_server_change() -> None:
+    broker, store = BrokerConfig(broker_name="x"), StoreConfig()
+    new_broker, new_store = changed(
+        [broker, store], {"traceOn": "false", "deleteWhen": "05", "sendThreadPoolNums": "4"}
+    )
+    assert new_broker == BrokerConfig(broker_name="x", trace_on=False)
+    assert new_store == StoreConfig(delete_when="05")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"traceOn": "perhaps"}, "traceOn = 'perhaps' cannot be used"),
+        ({"tracOn": "true"}, "the setting tracOn is unknown; did you mean traceOn"),
+        ({"brokerRole": "SLAVE"}, "brokerRole = 'SLAVE' cannot be used"),
+    ],
+)
+def test_changes_that_are_refused(changes: dict[str, str], reason: str) -> None:
+    with pytest.raises(IllegalConfig, match=reason):
+        changed([BrokerConfig(), StoreConfig()], changes)
