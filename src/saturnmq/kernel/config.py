@@ -79,6 +79,26 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     max_msgs_num_batch: Positive = 64
     #: messages that a query by unique key finds at most
     default_query_max_num: Positive = 32
+    #: messages for an arbitrary time are taken; without it they are refused
+    timer_wheel_enable: bool = True
+    #: milliseconds: how long a slot of the timer wheel is; messages are delivered when one is over
+    timer_precision_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 1000
+    #: seconds from now; a message for a later time is refused
+    timer_max_delay_sec: Positive = 259_200
+    #: slots; a message that is due later is written to the log again when so many are over, and so on
+    timer_roll_window_slot: Positive = 172_800
+    #: messages in one slot of the timer wheel from which on some are refused, and all of them at twice as many
+    timer_congest_num_each_slot: Positive = 2_147_483_647
+    #: milliseconds between writes of how far the delayed messages are: what a crash may repeat
+    timer_flush_interval_ms: Positive = 1000
+    #: bytes of a file of the timer log, 52 for each message
+    mapped_file_size_timer_log: Annotated[int, msgspec.Meta(ge=1000)] = 100 * MIB
+    #: messages for an arbitrary time are taken, and wait whatever their time
+    timer_stop_enqueue: bool = False
+    #: none is delivered, whatever its time
+    timer_stop_dequeue: bool = False
+    #: a message that takes back another names its topic too, as Apache's before 5.5 do; both forms are understood
+    append_topic_for_timer_delete_key: bool = False
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -105,6 +125,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     trace_topic_enable: bool = False
     trace_on: bool = True
     region_id: str = "DefaultRegion"
+    #: Apache: false. A producer may take back a message whose time has not come.
+    recall_message_enable: bool = True
+    #: also while brokerPermission forbids sending
+    allow_recall_when_broker_not_writeable: bool = True
     #: milliseconds
     register_name_server_period: Positive = 30_000
     #: milliseconds without a heart-beat after which a client is gone
@@ -153,7 +177,12 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     grpc_client_consumer_max_long_polling_timeout_millis: Positive = 20_000
     grpc_client_consumer_long_polling_batch_size: Positive = 32
     grpc_client_producer_max_attempts: Positive = 3
+    #: milliseconds from now; a message for a later time is refused, and by the broker with timerMaxDelaySec
     grpc_client_producer_backoff_initial_millis: Natural = 10
+    #: messages for a time get the delay level that comes next instead
+    use_delay_level: bool = False
+    #: the broker's, for useDelayLevel
+    message_delay_level: str = LEVELS
     grpc_client_producer_backoff_max_millis: Natural = 1000
     grpc_client_producer_backoff_multiplier: Positive = 2
     enable_topic_message_type_check: bool = True

@@ -40,6 +40,7 @@ PROMISES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "enableControllerMode": (("false",), _ALONE),
     "enableDLegerCommitLog": (("false",), "SaturnMQ does not read or write DLedger's log"),
     "storeType": (("default",), "SaturnMQ does not read or write RocksDB stores"),
+    "timerRocksDBEnable": (("false",), "SaturnMQ does not read or write RocksDB stores"),
 }
 
 
