@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply
+from saturnmq.kernel.message import StoredMessage
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.net.clock import LoopClock
 from saturnmq.net.remoting_client import RemotingClient
@@ -33,6 +34,8 @@ class Sent(NamedTuple):
     body: bytes
     code: int
     remark: str
+    #: in its queue, when it was acknowledged
+    offset: int = -1
 
     @property
     def acknowledged(self) -> bool:
@@ -57,13 +60,11 @@ class Load:
 
             async def one(topic: str, queue_id: int, body: bytes) -> None:
                 nonlocal stop
-                fields = {
-                    "a": "producers", "b": topic, "c": "TBW102", "d": "4", "e": str(queue_id), "f": "0", "g": "1",
-                    "h": "0", "i": "", "j": "0", "k": "false", "m": "false",
-                }  # fmt: skip
                 try:
+                    fields = send_fields(topic, queue_id)
                     answer = await _asked(client, address, RequestCode.SEND_MESSAGE_V2, fields, body)
-                    sent = Sent(topic, queue_id, body, answer.code, answer.remark or "")
+                    offset = int(answer.fields.get("queueOffset", -1))
+                    sent = Sent(topic, queue_id, body, answer.code, answer.remark or "", offset)
                 except Exception as error:  # noqa: BLE001 - it is what the sender sees
                     sent = Sent(topic, queue_id, body, -1, str(error))
                 finally:
@@ -86,19 +87,23 @@ class Load:
 
     def pull(self, topic: str, queue_id: int) -> list[bytes]:
         """The bodies of a queue, from its first message on."""
+        return [stored.body for stored in self.read(topic, queue_id)]
 
-        async def run(client: RemotingClient, address: Address) -> list[bytes]:
-            bodies: list[bytes] = []
-            offset = 0
+    def read(self, topic: str, queue_id: int, offset: int = 0) -> list[StoredMessage]:
+        """A queue from this offset or its first message on."""
+
+        async def run(client: RemotingClient, address: Address) -> list[StoredMessage]:
+            found: list[StoredMessage] = []
+            at = offset
             while True:
-                fields = pull_fields(topic, queue_id, offset)
+                fields = pull_fields(topic, queue_id, at)
                 answer = await _asked(client, address, RequestCode.PULL_MESSAGE, fields)
                 if answer.code == ResponseCode.SUCCESS:
-                    bodies += [decode(record, check_crc=True).body for record in split(answer.body)]
+                    found += [decode(record, check_crc=True) for record in split(answer.body)]
                 elif answer.code not in (ResponseCode.PULL_RETRY_IMMEDIATELY, ResponseCode.PULL_OFFSET_MOVED):
                     assert answer.code == ResponseCode.PULL_NOT_FOUND, (answer.code, answer.remark)
-                    return bodies
-                offset = int(answer.fields["nextBeginOffset"])
+                    return found
+                at = int(answer.fields["nextBeginOffset"])
 
         return self._run(run)
 
@@ -130,9 +135,16 @@ async def _asked(
     return await wait_reply(reply)
 
 
-def pull_fields(topic: str, queue_id: int, offset: int) -> dict[str, str]:
+def send_fields(topic: str, queue_id: int, properties: str = "") -> dict[str, str]:
+    return {
+        "a": "producers", "b": topic, "c": "TBW102", "d": "4", "e": str(queue_id), "f": "0", "g": "1", "h": "0",
+        "i": properties, "j": "0", "k": "false", "m": "false",
+    }  # fmt: skip
+
+
+def pull_fields(topic: str, queue_id: int, offset: int, wait_ms: int = 0) -> dict[str, str]:
     return {
         "consumerGroup": "readers", "topic": topic, "queueId": str(queue_id), "queueOffset": str(offset),
-        "maxMsgNums": "32", "sysFlag": "4", "commitOffset": "0", "suspendTimeoutMillis": "0", "subVersion": "0",
-        "subscription": "*", "expressionType": "TAG",
+        "maxMsgNums": "1000", "sysFlag": "6" if wait_ms else "4", "commitOffset": "0",
+        "suspendTimeoutMillis": str(wait_ms), "subVersion": "0", "subscription": "*", "expressionType": "TAG",
     }  # fmt: skip
