@@ -13,6 +13,7 @@ from saturnmq.broker.pop import Pops
 from saturnmq.broker.pull import Pulls
 from saturnmq.broker.registration import NameServers, Registrar
 from saturnmq.broker.reply import Replies
+from saturnmq.broker.resets import Resets
 from saturnmq.broker.retry import SendBacks
 from saturnmq.broker.schedule import DelayLevels
 from saturnmq.broker.send import Sends
@@ -63,8 +64,12 @@ class Broker:
         self.sends = Sends(config, store, clock, self.topics, self.groups, self.locks, self.delays, random, metrics)
         self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
         self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
-        self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.polls, metrics)
+        self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.offsets, self.polls, metrics)
         self.pops = Pops(config, store, clock, self.topics, self.groups, self.offsets, self.polls, random, metrics)
+
+        self.resets = Resets(
+            config.broker_name, store, self.topics, self.groups, self.offsets, self.clients, self.polls
+        )
 
         self.send = self.sends.send
         self.pull = self.pulls.pull

@@ -75,6 +75,11 @@ class ClientTable:
         """None: no member is connected."""
         return self._consumers.get(group)
 
+    def consumer(self, group: str, client_id: str) -> ClientChannel | None:
+        """The way back to a connected member of the group; of a client that came back, by its new connection."""
+        members = self._consumers[group].members if group in self._consumers else {}
+        return next((channel for channel in reversed(members) if channel.client_id == client_id), None)
+
     def producers(self, group: str) -> list[ClientChannel]:
         """Who is connected as a producer of the group."""
         return list(self._producers.get(group, ()))

@@ -144,6 +144,97 @@ class ConsumerGroupHeader(msgspec.Struct, rename="camel"):
     consumer_group: str
 
 
+class RunningInfoHeader(msgspec.Struct, rename="camel"):
+    """GET_CONSUMER_RUNNING_INFO"""
+
+    consumer_group: str
+    client_id: str
+    jstack_enable: bool
+
+
+class DirectConsumeHeader(msgspec.Struct, rename="camel"):
+    """CONSUME_MESSAGE_DIRECTLY"""
+
+    consumer_group: str
+    client_id: str
+    #: an offset message id
+    msg_id: str
+    topic: str | None = None
+
+
+class ConsumerStatusHeader(msgspec.Struct, rename="camel"):
+    """INVOKE_BROKER_TO_GET_CONSUMER_STATUS"""
+
+    topic: str
+    group: str
+    #: a client id; none: all members
+    client_addr: str | None = None
+
+
+class ConsumeStatsHeader(msgspec.Struct, rename="camel"):
+    """GET_CONSUME_STATS: of one topic, or of those in the list (`a;b`), or of all"""
+
+    consumer_group: str
+    topic: str | None = None
+    topic_list: str | None = None
+
+
+class OrderHeader(msgspec.Struct, rename="camel"):
+    """GET_BROKER_CONSUME_STATS"""
+
+    is_order: bool
+
+
+class GroupTopicHeader(msgspec.Struct):
+    """QUERY_CONSUME_TIME_SPAN, QUERY_SUBSCRIPTION_BY_CONSUMER"""
+
+    group: str
+    topic: str
+
+
+class CorrectionHeader(msgspec.Struct, rename="camel"):
+    """QUERY_CORRECTION_OFFSET"""
+
+    compare_group: str
+    topic: str
+    #: `a,b`
+    filter_groups: str | None = None
+
+
+class ResetHeader(msgspec.Struct, rename="camel"):
+    """INVOKE_BROKER_TO_RESET_OFFSET"""
+
+    topic: str
+    group: str
+    #: milliseconds; negative: to the end
+    timestamp: int = 0
+    is_force: bool = False
+    #: -1: all
+    queue_id: int = -1
+    #: of the one queue; -1: by the timestamp
+    offset: int = -1
+
+
+class CloneHeader(msgspec.Struct, rename="camel"):
+    """CLONE_GROUP_OFFSET"""
+
+    src_group: str
+    dest_group: str
+    #: none: all topics
+    topic: str | None = None
+    offline: bool = False
+
+
+class ConsumeQueueHeader(msgspec.Struct, rename="camel"):
+    """QUERY_CONSUME_QUEUE"""
+
+    topic: str
+    queue_id: int
+    index: int
+    count: int
+    consumer_group: str | None = None
+
+
 class TopicHeader(msgspec.Struct):
     """GET_TOPIC_CONFIG"""
 

@@ -161,6 +161,12 @@ class LongPolls:
                 if not bucket.due:
                     self._make_due(bucket)
 
+    def wake_pulls(self, topic: str, queue_id: int) -> None:
+        """Every pull that waits on the queue has to look again: some group's offset is another one now."""
+        for bucket in self._places.get((topic, queue_id), {}).get(None, {}).values():
+            if not bucket.due:
+                self._make_due(bucket)
+
     def close(self) -> None:
         """The broker stops: everyone's wait is over now, and nobody may wait any more."""
         self._in_all = 0

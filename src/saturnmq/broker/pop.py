@@ -292,9 +292,10 @@ class Pops:
         self._offsets.commit(queue.group, queue.topic, queue.queue_id, offset)
 
     def _follow_reset(self, queue: GroupQueue, from_latest: bool) -> None:
-        """Go where somebody else committed the group to; FIFO forgets its batch then."""
+        """Go where an operator sent the group, or somebody else committed it to; FIFO forgets its batch then."""
+        reset = self._offsets.take_reset(queue.group, queue.topic, queue.queue_id)
         committed = self._offsets.get(queue.group, queue.topic, queue.queue_id)
-        if committed != queue.committed:
+        if reset is not None or committed != queue.committed:
             offset = committed if committed >= 0 else self._first_offset(queue, from_latest)
             if queue.order is None:
                 self._place(queue, offset)

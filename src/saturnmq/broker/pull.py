@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.longpoll import LongPolls
+from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig
@@ -34,10 +35,12 @@ class Pulls:
         clock: Clock,
         topics: TopicTable,
         groups: GroupTable,
+        offsets: OffsetTable,
         polls: LongPolls,
         metrics: Metrics,
     ) -> None:
-        self._store, self._clock, self._topics, self._groups, self._polls = store, clock, topics, groups, polls
+        self._store, self._clock, self._polls = store, clock, polls
+        self._topics, self._groups, self._offsets = topics, groups, offsets
         self._name, self._may_read = config.broker_name, config.broker_permission & READ
         self._most_messages = config.max_transfer_count_on_message_in_memory
         self._most_bytes = config.max_transfer_bytes_on_message_in_memory
@@ -48,7 +51,7 @@ class Pulls:
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         """Answers at once, or within `wait_ms` when there is nothing at the offset yet."""
         self._admit(request)
-        return chain(self._read(request), lambda found: self._found(request, found))
+        return self._reset(request) or chain(self._read(request), lambda found: self._found(request, found))
 
     def _admit(self, request: PullRequest) -> None:
         """Raises unless the group may read the queue."""
@@ -69,6 +72,15 @@ class Pulls:
             raise InvalidParameter(
                 f"queueId[{queue_id}] is illegal, topic:[{name}] topicConfig.readQueueNums:[{topic.read_queue_nums}]"
             )
+
+    def _reset(self, request: PullRequest) -> PullResult | None:
+        """What tells the group that an operator sent it elsewhere."""
+        topic, queue_id = request.queue.topic, request.queue.queue_id
+        offset = self._offsets.take_reset(request.group, topic, queue_id)
+        if offset is None:
+            return None
+        low, high = self._store.min_offset(topic, queue_id), self._store.max_offset(topic, queue_id)
+        return PullResult(status=PullStatus.OFFSET_MOVED, next_offset=offset, min_offset=low, max_offset=high)
 
     def _read(self, request: PullRequest) -> Reply[Found]:
         return self._store.get(
@@ -95,6 +107,10 @@ class Pulls:
 
     def _wait(self, request: PullRequest, until_ms: int, answer: Later[PullResult]) -> None:
         def wake(timed_out: bool) -> None:
+            moved = self._reset(request)
+            if moved is not None:
+                answer.resolve(moved)
+                return
             try:
                 hear(self._read(request), lambda found: reread(found, timed_out), answer.fail)
             except SaturnError as error:
@@ -117,6 +133,7 @@ class Pulls:
         if status is None:  # an empty queue
             status = PullStatus.NOT_FOUND if request.offset == found.max_offset else PullStatus.OFFSET_MOVED
         if found.records:
+            self._offsets.pulled(request.group, request.queue.topic, request.queue.queue_id, found.next_offset)
             labels = (request.queue.topic, request.group)
             self._messages_out.values[labels] += len(found.records)
             self._bytes_out.values[labels] += sum(map(len, found.records))

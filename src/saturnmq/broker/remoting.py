@@ -11,28 +11,26 @@ import msgspec
 from saturnmq.broker import attributes
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.headers import (
-    CommitHeader,
     CreateTopicHeader,
     GroupHeader,
-    OffsetHeader,
     PullHeader,
-    QueueHeader,
-    SearchHeader,
     SendBackHeader,
     SendHeader,
     SendHeaderV2,
     TopicHeader,
 )
 from saturnmq.broker.remoting_clients import ClientHandlers
+from saturnmq.broker.remoting_offsets import OffsetHandlers
 from saturnmq.broker.remoting_pop import PopHandlers
+from saturnmq.broker.remoting_progress import ProgressHandlers
 from saturnmq.broker.remoting_query import QueryHandlers
+from saturnmq.broker.remoting_relay import RelayHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import (
     FlushTimeout,
     GroupNotFound,
     InvalidParameter,
     NoPermission,
-    NotFound,
     NotSupported,
     TopicNotFound,
 )
@@ -40,7 +38,6 @@ from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Later, Reply, after
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.ports import (
-    Boundary,
     MessageModel,
     PullRequest,
     PullResult,
@@ -79,7 +76,7 @@ def table(broker: Broker) -> dict[int, Handler]:
     """What both ports of a broker serve; the VIP port is for clients that keep their sends on a port of its own."""
     messages, offsets = MessageHandlers(broker), OffsetHandlers(broker)
     admin, clients, pops = AdminHandlers(broker), ClientHandlers(broker), PopHandlers(broker)
-    queries = QueryHandlers(broker)
+    queries, progress, relay = QueryHandlers(broker), ProgressHandlers(broker), RelayHandlers(broker)
     return {
         RequestCode.SEND_MESSAGE: messages.send,
         RequestCode.SEND_MESSAGE_V2: messages.send_v2,
@@ -97,10 +94,22 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.GET_MAX_OFFSET: offsets.largest,
         RequestCode.GET_MIN_OFFSET: offsets.smallest,
         RequestCode.GET_EARLIEST_MSG_STORETIME: offsets.earliest_stored,
+        RequestCode.GET_ALL_CONSUMER_OFFSET: offsets.all,
+        RequestCode.INVOKE_BROKER_TO_RESET_OFFSET: offsets.reset,
+        RequestCode.CLONE_GROUP_OFFSET: offsets.clone,
+        RequestCode.QUERY_CORRECTION_OFFSET: offsets.corrections,
+        RequestCode.GET_CONSUME_STATS: progress.of_group,
+        RequestCode.GET_BROKER_CONSUME_STATS: progress.of_all,
+        RequestCode.QUERY_CONSUME_TIME_SPAN: progress.time_spans,
         RequestCode.HEART_BEAT: clients.heartbeat,
         RequestCode.UNREGISTER_CLIENT: clients.unregister,
         RequestCode.GET_CONSUMER_LIST_BY_GROUP: clients.consumer_ids,
         RequestCode.GET_PRODUCER_CONNECTION_LIST: clients.producers,
+        RequestCode.GET_CONSUMER_CONNECTION_LIST: clients.consumers,
+        RequestCode.QUERY_SUBSCRIPTION_BY_CONSUMER: clients.subscription,
+        RequestCode.GET_CONSUMER_RUNNING_INFO: relay.running_info,
+        RequestCode.CONSUME_MESSAGE_DIRECTLY: relay.consume,
+        RequestCode.INVOKE_BROKER_TO_GET_CONSUMER_STATUS: relay.positions,
         RequestCode.CHECK_CLIENT_CONFIG: clients.check_client,
         RequestCode.LOCK_BATCH_MQ: clients.lock,
         RequestCode.UNLOCK_BATCH_MQ: clients.unlock,
@@ -228,6 +237,12 @@ class MessageHandlers:
         if not self._broker.config.long_polling_enable:
             wait_ms = min(wait_ms, _SHORT_POLL_MS)
         most_bytes = self._broker.config.max_transfer_bytes_on_message_in_memory
+        commits = (
+            header.sys_flag & COMMIT_OFFSET
+            and header.commit_offset >= 0
+            # the answer may be a reset: what was done before it does not count
+            and not self._broker.offsets.is_reset(header.consumer_group, header.topic, header.queue_id)
+        )
         reply = self._broker.pull(
             PullRequest(
                 group=header.consumer_group,
@@ -239,7 +254,7 @@ class MessageHandlers:
                 wait_ms=wait_ms,
             )
         )
-        if header.sys_flag & COMMIT_OFFSET and header.commit_offset >= 0:
+        if commits:
             self._broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
         return after(reply, self._pulled)
 
@@ -293,58 +308,6 @@ class MessageHandlers:
         return after(self._broker.send_back(request), lambda _: Response())
 
 
-class OffsetHandlers:
-    """Where groups are, and where queues begin and end."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker, self._store = broker, broker.store
-
-    def committed(self, command: Command, connection: RemotingConnection) -> Response:
-        """A group that never committed begins at 0 when the first message is a recent one, else it decides itself."""
-        header = msgspec.convert(command.fields, OffsetHeader, strict=False)
-        topic, queue_id = header.topic, header.queue_id
-        offset = self._broker.offsets.get(header.consumer_group, topic, queue_id)
-        if offset >= 0:
-            return _offset(offset)
-        if header.set_zero_if_not_found is False:
-            raise NotFound("Not found, do not set to zero, maybe this group boot first")
-        if not self._store.is_recent(topic, queue_id, 0):
-            raise NotFound("Not found, maybe this group consumer boot first")
-        return _offset(0)
-
-    def commit(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, CommitHeader, strict=False)
-        if not self._broker.groups.exists(header.consumer_group):
-            raise GroupNotFound(f"Group {header.consumer_group} not exist!")
-        if self._broker.topics.get(header.topic) is None:
-            raise TopicNotFound(f"Topic {header.topic} not exist!")
-        if header.commit_offset < 0:
-            raise InvalidParameter(f"commitOffset {header.commit_offset} is negative")
-        self._broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
-        return Response()
-
-    def by_time(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
-        header = msgspec.convert(command.fields, SearchHeader, strict=False)
-        boundary = Boundary.UPPER if (header.boundary_type or "").upper() == Boundary.UPPER.name else Boundary.LOWER
-        return after(self._store.offset_by_time(header.topic, header.queue_id, header.timestamp, boundary), _offset)
-
-    def largest(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        return _offset(self._store.max_offset(header.topic, header.queue_id))
-
-    def smallest(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        return _offset(self._store.min_offset(header.topic, header.queue_id))
-
-    def earliest_stored(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
-        header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        topic, queue_id = header.topic, header.queue_id
-        return after(
-            self._store.stored_ms_at(topic, queue_id, self._store.min_offset(topic, queue_id)),
-            lambda stored_ms: Response(fields={"timestamp": str(stored_ms)}),
-        )
-
-
 class AdminHandlers:
     """Topics and groups, as operators make them and ask for them (processor/AdminBrokerProcessor.java)."""
 
@@ -391,7 +354,3 @@ class AdminHandlers:
         if group is None:
             raise GroupNotFound(f"No group in this broker: {header.group}")
         return Response(body=encode(group))
-
-
-def _offset(offset: int) -> Response:
-    return Response(fields={"offset": str(offset)})

@@ -1,4 +1,4 @@
-"""The broker's Remoting face, about clients: heart-beats, members, locks, and the way back to a client."""
+"""The broker's Remoting face, about clients: heart-beats, members, locks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import logging
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import CheckClientBody, ConsumerGroupHeader, ProducerGroupHeader, UnregisterHeader
-from saturnmq.kernel import properties as names
-from saturnmq.kernel.errors import IllegalFilter, NotSupported, ServiceUnavailable
-from saturnmq.kernel.later import Later
-from saturnmq.kernel.ports import ConsumerMembership, SendRequest
+from saturnmq.broker.headers import (
+    CheckClientBody,
+    ConsumerGroupHeader,
+    GroupTopicHeader,
+    ProducerGroupHeader,
+    UnregisterHeader,
+)
+from saturnmq.broker.remoting_relay import RemotingChannel
+from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter, NotSupported
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.subscription import Subscription, subscribe
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
@@ -26,53 +31,14 @@ from saturnmq.wire.remoting.bodies import (
     decode,
     encode,
 )
-from saturnmq.wire.remoting.codes import LanguageCode, RequestCode, ResponseCode
+from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.consumers import ConsumerConnection, QuerySubscription
 
 log = logging.getLogger(__name__)
 
-#: how long a requester may take to say that it has the answer (Broker2Client#callClient)
-REPLY_TIMEOUT_MS = 10_000
 #: key of a connection's `channels` under which this face keeps its clients by client id
 _CLIENTS = "broker.clients"
-
-
-class RemotingChannel:
-    """A `kernel.ports.ClientChannel` over one connection."""
-
-    def __init__(self, connection: RemotingConnection, client_id: str, language: str, version: int) -> None:
-        self._connection = connection
-        self.client_id, self.language, self.version = client_id, language, version
-        self.peer = connection.peer
-
-    def consumers_changed(self, group: str) -> None:
-        self._connection.send_one_way(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, {"consumerGroup": group})
-
-    def reply_message(self, request: SendRequest, received_ms: int) -> Later[None]:
-        message = request.messages[0]
-        fields = {
-            "producerGroup": request.producer_group,
-            "topic": message.topic,
-            "defaultTopic": request.default_topic,
-            "defaultTopicQueueNums": str(request.default_queue_nums),
-            "queueId": str(message.queue_id),
-            "sysFlag": str(message.sys_flag),
-            "bornTimestamp": str(message.born_ms),
-            "flag": str(message.flag),
-            "properties": names.encode(request.properties).decode(),
-            "reconsumeTimes": str(message.reconsume_times),
-            "unitMode": "false",
-            "bornHost": str(self.peer),
-            "storeHost": str(self._connection.local),
-            "storeTimestamp": str(received_ms),
-        }
-        return self._connection.request(
-            RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT, fields, message.body, REPLY_TIMEOUT_MS
-        ).map(self._taken)
-
-    def _taken(self, answer: Command) -> None:
-        if answer.code != ResponseCode.SUCCESS:
-            raise ServiceUnavailable(f"push reply message to {self.client_id} fail: {answer.remark}")
 
 
 class ClientHandlers:
@@ -112,11 +78,31 @@ class ClientHandlers:
         header = msgspec.convert(command.fields, ProducerGroupHeader, strict=False)
         channels = self._clients.producers(header.producer_group)
         if not channels:
-            return Response(ResponseCode.SYSTEM_ERROR, f"no producer of the group {header.producer_group} is connected")
-        connections = [
-            Connection(channel.client_id, str(channel.peer), channel.language, channel.version) for channel in channels
-        ]
-        return Response(body=encode(ProducerConnection(connections)))
+            return Response(ResponseCode.SYSTEM_ERROR, f"the producer group[{header.producer_group}] not exist")
+        return Response(body=encode(ProducerConnection([_connection(channel) for channel in channels])))
+
+    def consumers(self, command: Command, connection: RemotingConnection) -> Response:
+        """The members of a group, and what they want."""
+        header = msgspec.convert(command.fields, ConsumerGroupHeader, strict=False)
+        group = self._clients.consumer_group(header.consumer_group)
+        if group is None:
+            raise ConsumerNotOnline(f"the consumer group[{header.consumer_group}] not online")
+        body = ConsumerConnection(
+            connection_set=[_connection(channel) for channel in group.members],
+            subscription_table={topic: subscription_data(one) for topic, one in group.subscriptions.items()},
+            consume_type=group.consume_type.value,
+            message_model=group.message_model.value,
+            consume_from_where=group.consume_from,
+        )
+        return Response(body=encode(body))
+
+    def subscription(self, command: Command, connection: RemotingConnection) -> Response:
+        """What the members of a group want of a topic."""
+        header = msgspec.convert(command.fields, GroupTopicHeader, strict=False)
+        group = self._clients.consumer_group(header.group)
+        wanted = None if group is None else group.subscriptions.get(header.topic)
+        data = None if wanted is None else subscription_data(wanted)
+        return Response(body=encode(QuerySubscription(header.group, header.topic, data)))
 
     def check_client(self, command: Command, connection: RemotingConnection) -> Response:
         """Would this filter be understood? Raises what is wrong with it."""
@@ -144,8 +130,7 @@ class ClientHandlers:
             connection.on_close.append(lambda: self._lost(channels))
         channel = channels.get(client_id)
         if channel is None:
-            language = LanguageCode(command.language).name
-            channel = channels[client_id] = RemotingChannel(connection, client_id, language, command.version)
+            channel = channels[client_id] = RemotingChannel(connection, client_id, command.language, command.version)
         return channel
 
     def _lost(self, channels: dict[str, RemotingChannel]) -> None:
@@ -182,6 +167,22 @@ class ClientHandlers:
             except IllegalFilter as error:
                 log.warning("group %s cannot have %s: %s", consumer.group_name, data.topic, error)
         return subscriptions
+
+
+def _connection(channel: ClientChannel) -> Connection:
+    return Connection(channel.client_id, str(channel.peer), channel.language, channel.version)
+
+
+def subscription_data(subscription: Subscription) -> SubscriptionData:
+    """As tools read it."""
+    return SubscriptionData(
+        topic=subscription.topic,
+        sub_string=subscription.expression,
+        expression_type=subscription.expression_type,
+        tags_set=sorted(subscription.tags),
+        code_set=sorted(subscription.codes),
+        sub_version=subscription.version,
+    )
 
 
 def _subscription(data: SubscriptionData) -> Subscription:

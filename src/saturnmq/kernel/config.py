@@ -151,6 +151,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     init_pop_offset_by_check_msg_in_mem: bool = True
     enable_retry_topic_v2: bool = msgspec.field(default=False, name="enableRetryTopicV2")
     store_reply_message_enable: bool = True
+    #: where an operator sends a group is kept until its consumers are told; else they are told only while connected
+    use_server_side_reset_offset: bool = True
     #: whatever a client of either protocol names is created, topics as MIXED (`--dev`)
     dev_auto_create: bool = msgspec.field(default=False, name="devAutoCreate")
 

@@ -6,6 +6,7 @@ answers now or `Later` (see `kernel.later`) and raises or fails with a `kernel.e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Protocol
 
@@ -184,8 +185,27 @@ class MessageModel(Enum):
     BROADCASTING = "BROADCASTING"
 
 
+class DirectMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that an operator hands to one consumer, past its queue."""
+
+    group: str
+    #: as it stands in the commit log
+    record: bytes
+    #: as the operator named it
+    message_id: str
+    broker_name: str
+    #: empty where the operator named none
+    topic: str
+    #: of the topic and of the group, None where the broker does not have them
+    topic_sys_flag: int | None = None
+    group_sys_flag: int | None = None
+
+
 class ClientChannel(Protocol):
-    """The way back to one connected client. Owner: the face that the client speaks to."""
+    """The way back to one connected client. Owner: the face that the client speaks to.
+
+    What asks a client fails with RequestTimeout, ConnectionLost, NotSupported, or with what the client says.
+    """
 
     client_id: str
     language: str
@@ -198,6 +218,22 @@ class ClientChannel(Protocol):
 
     def reply_message(self, request: SendRequest, received_ms: int) -> Reply[None]:
         """Hand over the answer to a message that it sent (request-reply). Fails with NotSupported over gRPC."""
+        ...
+
+    def reset_offsets(self, group: str, topic: str, timestamp_ms: int, offsets: Mapping[MessageQueue, int]) -> None:
+        """An operator sends the group there: go on there with the queues that it has, and commit that."""
+        ...
+
+    def positions(self, group: str, topic: str) -> Reply[Mapping[MessageQueue, int]]:
+        """Where it is in the queues that it has."""
+        ...
+
+    def running_info(self, group: str, *, with_stack: bool) -> Reply[bytes]:
+        """What it says of itself, and the stacks of its threads: the JSON of ConsumerRunningInfo, for tools to read."""
+        ...
+
+    def consume(self, message: DirectMessage) -> Reply[bytes]:
+        """Consume it now. How that went: the JSON of ConsumeMessageDirectlyResult, for tools to read."""
         ...
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ClientUnknown, NotSupported, SystemBusy
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply
-from saturnmq.kernel.ports import BrokerPort, ConsumerMembership, SendRequest
+from saturnmq.kernel.ports import BrokerPort, ConsumerMembership, DirectMessage, SendRequest
+from saturnmq.kernel.topic import MessageQueue
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,18 @@ class Client:
 
     def reply_message(self, request: SendRequest, received_ms: int) -> Reply[None]:
         raise NotSupported("request-reply needs a client that speaks the Remoting protocol")
+
+    def reset_offsets(self, group: str, topic: str, timestamp_ms: int, offsets: Mapping[MessageQueue, int]) -> None:
+        """Nothing to tell: the broker has the offsets of its groups."""
+
+    def positions(self, group: str, topic: str) -> Reply[Mapping[MessageQueue, int]]:
+        raise NotSupported("consumers over gRPC have no offsets of their own; the broker's consume stats have them")
+
+    def running_info(self, group: str, *, with_stack: bool) -> Reply[bytes]:
+        raise NotSupported("consumers over gRPC are not asked yet")
+
+    def consume(self, message: DirectMessage) -> Reply[bytes]:
+        raise NotSupported("consumers over gRPC are not asked yet")
 
 
 class Sessions:

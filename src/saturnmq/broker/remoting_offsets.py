@@ -1,0 +1,130 @@
+"""Remoting: where groups are, and where queues begin and end (processor/ConsumerManageProcessor.java,
+AdminBrokerProcessor.java)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from saturnmq.broker.broker import Broker
+from saturnmq.broker.headers import (
+    CloneHeader,
+    CommitHeader,
+    CorrectionHeader,
+    OffsetHeader,
+    QueueHeader,
+    ResetHeader,
+    SearchHeader,
+)
+from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NotFound, TopicNotFound
+from saturnmq.kernel.later import Reply, after
+from saturnmq.kernel.ports import Boundary
+from saturnmq.kernel.topic import MessageQueue
+from saturnmq.net.remoting_connection import RemotingConnection
+from saturnmq.wire.remoting import json
+from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.consumers import CorrectionOffsets, ResetOffsets
+
+#: Java's Long.MAX_VALUE: a queue where the group to compare is behind the others needs no correction
+_NO_CORRECTION = (1 << 63) - 1
+
+
+class OffsetHandlers:
+    """One method per request code."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker, self._store, self._offsets = broker, broker.store, broker.offsets
+
+    # ---------------------------------------------------------------------------------------------- consumers
+
+    def committed(self, command: Command, connection: RemotingConnection) -> Response:
+        """A group that never committed begins at 0 when the first message is a recent one, else it decides itself."""
+        header = msgspec.convert(command.fields, OffsetHeader, strict=False)
+        topic, queue_id = header.topic, header.queue_id
+        offset = self._offsets.get(header.consumer_group, topic, queue_id)
+        if offset >= 0:
+            return _offset(offset)
+        if header.set_zero_if_not_found is False:
+            raise NotFound("Not found, do not set to zero, maybe this group boot first")
+        if not self._store.is_recent(topic, queue_id, 0):
+            raise NotFound("Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first")
+        return _offset(0)
+
+    def commit(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, CommitHeader, strict=False)
+        if not self._broker.groups.exists(header.consumer_group):
+            raise GroupNotFound(f"Group {header.consumer_group} not exist!")
+        if self._broker.topics.get(header.topic) is None:
+            raise TopicNotFound(f"Topic {header.topic} not exist!")
+        if header.commit_offset < 0:
+            raise InvalidParameter(f"commitOffset {header.commit_offset} is negative")
+        if self._offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset):
+            return Response()
+        return Response(remark="Offset has been previously reset")
+
+    # ------------------------------------------------------------------------------------------------- queues
+
+    def by_time(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, SearchHeader, strict=False)
+        boundary = Boundary.UPPER if (header.boundary_type or "").upper() == Boundary.UPPER.name else Boundary.LOWER
+        return after(self._store.offset_by_time(header.topic, header.queue_id, header.timestamp, boundary), _offset)
+
+    def largest(self, command: Command, connection: RemotingConnection) -> Response:
+        """`committed` changes nothing: nobody sees what is not flushed."""
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        return _offset(self._store.max_offset(header.topic, header.queue_id))
+
+    def smallest(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        return _offset(self._store.min_offset(header.topic, header.queue_id))
+
+    def earliest_stored(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, QueueHeader, strict=False)
+        topic, queue_id = header.topic, header.queue_id
+        return after(
+            self._store.stored_ms_at(topic, queue_id, self._store.min_offset(topic, queue_id)),
+            lambda stored_ms: Response(fields={"timestamp": str(stored_ms)}),
+        )
+
+    # ---------------------------------------------------------------------------------------------- operators
+
+    def all(self, command: Command, connection: RemotingConnection) -> Response:
+        return Response(body=self._offsets.encode())
+
+    def reset(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        header = msgspec.convert(command.fields, ResetHeader, strict=False)
+        resets, group, topic = self._broker.resets, header.group, header.topic
+        if self._broker.config.use_server_side_reset_offset:
+            reset = resets.reset(group, topic, header.timestamp, queue_id=header.queue_id, offset=header.offset)
+        else:
+            reset = resets.reset_clients(group, topic, header.timestamp, force=header.is_force)
+        return after(reset, _reset)
+
+    def clone(self, command: Command, connection: RemotingConnection) -> Response:
+        header = msgspec.convert(command.fields, CloneHeader, strict=False)
+        self._broker.resets.clone(header.src_group, header.dest_group, header.topic, offline=header.offline)
+        return Response()
+
+    def corrections(self, command: Command, connection: RemotingConnection) -> Response:
+        """How far back the groups of a topic are at most, by queue. Apache forgets the offsets of `filterGroups` over
+        it; here they are left out."""
+        header = msgspec.convert(command.fields, CorrectionHeader, strict=False)
+        topic, without = header.topic, (header.filter_groups or "").split(",")
+        lowest: dict[int, int] = {}
+        for group in self._offsets.groups_of(topic).difference(without):
+            for queue_id, offset in self._offsets.of_group(group, topic).items():
+                if offset >= self._store.min_offset(topic, queue_id):
+                    lowest[queue_id] = min(offset, lowest.get(queue_id, offset))
+        for queue_id, offset in self._offsets.of_group(header.compare_group, topic).items():
+            if lowest.get(queue_id, 0) > offset:
+                lowest[queue_id] = _NO_CORRECTION
+        return Response(body=json.write(CorrectionOffsets(lowest)))
+
+
+def _offset(offset: int) -> Response:
+    return Response(fields={"offset": str(offset)})
+
+
+def _reset(offsets: Mapping[MessageQueue, int]) -> Response:
+    return Response(body=json.write(ResetOffsets(json.write_queue_map(offsets))))
