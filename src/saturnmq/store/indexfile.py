@@ -106,6 +106,8 @@ class IndexFile:
         self.shape = shape
         self.begin_ms = self.end_ms = begin_ms
         self.begin_position = self.end_position = begin_position
+        #: of the file without items: after a crash Apache goes on behind the end position of the last file
+        self._first_header = HEADER.pack(begin_ms, begin_ms, begin_position, begin_position, 0, 1)
         self.slots_used = 0
         #: of the next item
         self.count = 1
@@ -222,7 +224,7 @@ class IndexFile:
             return None
         return IndexWrite(
             index_file=self,
-            new=self.synced == 0,
+            new=self._first_header if self.synced == 0 else b"",
             tail_index=self.tail_index,
             tail=bytes(self.tail),
             count=self.count,
@@ -249,8 +251,8 @@ class IndexWrite(msgspec.Struct, kw_only=True):
     """Work for a thread: what it needs was copied, or nobody changes it meanwhile."""
 
     index_file: IndexFile
-    #: the file's name is not known to be durable
-    new: bool
+    #: the header that the file begins with, as long as its name is not known to be durable; then empty
+    new: bytes
     tail_index: int
     tail: bytes
     count: int
@@ -270,6 +272,7 @@ class IndexWrite(msgspec.Struct, kw_only=True):
         try:
             if self.new and file.size() != shape.file_bytes:
                 file.truncate(shape.file_bytes)
+                file.pwrite(self.new, 0)
             if self.tail:
                 file.pwrite(self.tail, shape.item_at(self.tail_index))
             if self.growing:
