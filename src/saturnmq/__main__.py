@@ -20,7 +20,7 @@ PORTS = {
     "broker": "Broker, Remoting (default 10911); its VIP port is two less",
     "proxy_remoting": "Proxy, Remoting (default 8080)",
     "grpc": "Proxy, gRPC with TLS or without (default 8081)",
-    "http": "/healthz, /readyz and /metrics (default 5557)",
+    "http": "/healthz, /readyz and /metrics (default 5557; 5558 of a NameServer)",
 }
 EPILOG = "Of an option given twice the last one wins."
 
@@ -73,7 +73,11 @@ def _parser() -> ArgumentParser:
     _add_common(local)
 
     namesrv = command("namesrv", "A NameServer: which broker has which topic.")
+    namesrv.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="for KV configs and changed settings, ./saturnmq-data"
+    )
     _add_ports(namesrv, "namesrv", short="--port")
+    _add_ports(namesrv, "http")
     _add_print_config(namesrv)
     _add_common(namesrv)
 

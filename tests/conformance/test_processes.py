@@ -35,7 +35,7 @@ def test_clients_find_the_broker_through_the_nameserver(
     client = RemotingClient(remoting_process(remoting_language), names["namesrv"])
     exchange(client, "separate")  # created on first use, autoCreateTopicEnable
     client.close_all()
-    assert set(names) == {"namesrv", "pid", "version"}
+    assert set(names) == {"namesrv", "http", "pid", "version"}
     assert set(broker) == {"broker", "http", "pid", "version"}
     assert {names["version"], broker["version"]} == {__version__}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from saturnmq.kernel import configfile
+from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig
 from saturnmq.kernel.host import Address
 
@@ -59,7 +60,7 @@ class Options:
             if not equals:
                 raise IllegalConfig(f"--set {setting}: write key=value")
             values[key] = value
-        if self.data_dir is not None:
+        if self.data_dir is not None and StoreConfig in structs:
             values["storePathRootDir"] = str(self.data_dir)
         configfile.refuse_promises(values)
         for warning in configfile.warnings(values, os.environ, *structs):

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from random import randrange
 
@@ -21,13 +22,15 @@ from saturnmq.broker.broker import Broker as BrokerRoom
 from saturnmq.broker.registration import RemoteNameServers
 from saturnmq.daemons.options import Options
 from saturnmq.disk.real import RealDisk
+from saturnmq.disk.settingsfile import SettingsFile
 from saturnmq.kernel import configfile
 from saturnmq.kernel.config import BrokerConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.nameserver import remoting as nameserver_remoting
-from saturnmq.nameserver.routes import RouteTable
+from saturnmq.nameserver.kvconfig import KvConfigs
+from saturnmq.nameserver.nameserver import NameServer
 from saturnmq.net.addresses import reachable_host
 from saturnmq.net.clock import LoopClock
 from saturnmq.net.grpc_server import GrpcServer
@@ -47,6 +50,8 @@ DRAIN_MS = 5_000
 DEFAULT_DATA_DIR = "saturnmq-data"
 DEFAULT_NAMESRV_PORT = 9876
 DEFAULT_HTTP_PORT = 5557
+#: another one than the broker's, which may run beside it
+DEFAULT_NAMESRV_HTTP_PORT = 5558
 LISTEN_ADVICE = {
     errno.EADDRINUSE: "stop what uses it, or choose another port ({flag}; 0 takes a free one)",
     errno.EACCES: "ports below 1024 are for root, choose another one ({flag})",
@@ -89,9 +94,9 @@ class Daemon:
         self.servers.append(server)
         return address
 
-    def bind_http(self) -> None:
+    def bind_http(self, default_port: int = DEFAULT_HTTP_PORT) -> None:
         """Only bind: the pages are served once clients can connect, for they take 0.1 s to import."""
-        wanted = self._wanted("http", DEFAULT_HTTP_PORT)
+        wanted = self._wanted("http", default_port)
         self.http = HttpServer(
             self.metrics,
             lambda: "" if self.ready else "the server starts or stops",
@@ -104,6 +109,30 @@ class Daemon:
     def _wanted(self, listener: str, default_port: int) -> Address:
         given = self.options.ports.get(listener)
         return Address(self.options.host, default_port if given is None else given)
+
+    def name_server(self, data_dir: Path) -> NameServer:
+        """With its KV configs, and with the settings that were changed while it ran last. Raises StartError,
+        IllegalConfig."""
+        files = data_dir / "namesrv"
+        stored = files / "namesrv.properties"
+        values = self.values
+        try:
+            if self.options.config is None and stored.exists():  # else they are in that file
+                values = configfile.parse_properties(stored.read_text(errors="replace")) | values
+            config = configfile.convert(values, NameserverConfig)
+            kv_path = Path(config.kv_config_path or files / "kvConfig.json").absolute()
+            settings_path = Path(config.config_store_path or self.options.config or stored).absolute()
+            disk = RealDisk("/")  # both may be anywhere; their directories are made when there is something to write
+            kv = KvConfigs(disk, str(kv_path), config.max_kv_config_bytes)
+        except OSError as error:
+            raise StartError(f"the files of the NameServer cannot be used: {error}") from error
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        server = NameServer(config, self.clock, kv, SettingsFile(disk, str(settings_path)))
+        client = RemotingClient(self.clock, self.limits, self.metrics, name="namesrv-client")
+        self.opened.push_async_callback(client.close)
+        server.routes.on_min_broker_change = partial(nameserver_remoting.tell_replicas, client)
+        return server
 
     async def close_servers(self) -> None:
         """Refuse what is new and finish what runs."""
@@ -128,11 +157,12 @@ class Namesrv(Daemon):
     configs = (NameserverConfig,)
 
     async def start(self) -> None:
-        config = configfile.convert(self.values, NameserverConfig)
-        handlers = nameserver_remoting.table(RouteTable(config, self.clock))
+        self.bind_http(DEFAULT_NAMESRV_HTTP_PORT)
+        name_server = self.name_server(self.options.data_dir or Path(DEFAULT_DATA_DIR))
         self.opened.push_async_callback(self.close_servers)
+        handlers = nameserver_remoting.table(name_server)
         server = RemotingServer(handlers, self.clock, self.limits, self.metrics, "namesrv")
-        await self.listen("namesrv", server, config.listen_port)
+        await self.listen("namesrv", server, name_server.config.listen_port)
 
 
 class Broker(Daemon):
@@ -233,16 +263,18 @@ class Local(Broker):
         if advertised := self.options.advertised("grpc"):
             config = msgspec.structs.replace(config, advertise=str(advertised))
         self.bind_http()
-        routes = RouteTable(configfile.convert(self.values, NameserverConfig), self.clock)
         await self.start_broker()
+        name_server = self.name_server(self.data_dir)
+        routes = name_server.routes
         self.broker.register(routes, self.registered_address())
         if self.broker.config.dev_auto_create:
             routes.on_unknown = self.broker.topic_config
 
-        names = RemotingServer(nameserver_remoting.table(routes), self.clock, self.limits, self.metrics, "namesrv")
+        handlers = nameserver_remoting.table(name_server)
+        names = RemotingServer(handlers, self.clock, self.limits, self.metrics, "namesrv")
         await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
 
-        handlers = self.broker_handlers | nameserver_remoting.table(routes, self._one_port)
+        handlers = self.broker_handlers | nameserver_remoting.table(name_server, self._one_port)
         remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")
         await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
 

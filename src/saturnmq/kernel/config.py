@@ -213,7 +213,36 @@ class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     scan_not_active_broker_interval: Positive = 5_000
     #: milliseconds without a registration after which a broker is gone
     broker_channel_expired_time: Positive = 120_000
+    #: routes tell the order of topics that is configured as KV config (mqadmin updateOrderConf)
     order_message_enable: bool = False
+    #: brokers are told of it too, when they register
+    return_order_topic_config_to_broker: bool = True
+    #: where a master is gone, its replica with the lowest id stands in for it in routes
+    support_acting_master: bool = False
+    #: replicas are told which of them that is
+    notify_min_broker_id_changed: bool = False
+    #: answer GET_ALL_TOPIC_LIST_FROM_NAMESERVER
+    enable_all_topic_list: bool = True
+    #: answer for the topics of a cluster and for unit topics
+    enable_topic_list: bool = True
+    #: give no routes in the first time after the start, while brokers still register
+    need_wait_for_service: bool = False
+    wait_seconds_for_service: Natural = 45
+    #: a broker's topics that its registration does not name are forgotten
+    delete_topic_with_broker_registration: bool = False
+    #: empty: namesrv/kvConfig.json in the data directory; Apache: in the user's home directory
+    kv_config_path: str = ""
+    #: where settings go that are changed while the server runs; empty: the file that was read (`-c`), without one
+    #: namesrv/namesrv.properties in the data directory, which is then read at the start
+    config_store_path: str = ""
+    #: `key;key`: settings that cannot be changed while the server runs
+    config_black_list: str = "configBlackList;configStorePath;kvConfigPath"
+    #: bytes of kvConfig.json
+    max_kv_config_bytes: Positive = 16 * MIB
+    #: registered processes
+    max_brokers: Positive = 10_000
+    #: topics times their brokers; each takes about 500 bytes of memory
+    max_routes: Positive = 2_000_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

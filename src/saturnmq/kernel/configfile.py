@@ -38,6 +38,7 @@ PROMISES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "inSyncReplicas": (("1",), _ALONE),
     "minInSyncReplicas": (("1",), _ALONE),
     "enableControllerMode": (("false",), _ALONE),
+    "enableControllerInNamesrv": (("false",), "no broker would be elected, replication comes with a later version"),
     "enableDLegerCommitLog": (("false",), "SaturnMQ does not read or write DLedger's log"),
     "storeType": (("default",), "SaturnMQ does not read or write RocksDB stores"),
     "timerRocksDBEnable": (("false",), "SaturnMQ does not read or write RocksDB stores"),

@@ -200,6 +200,8 @@ class Registration(msgspec.Struct, kw_only=True):
     #: None from brokers older than 5.0; else their replica with the lowest id speaks for a master that is gone
     enable_acting_master: bool | None = None
     zone_name: str | None = None
+    #: of 4.x brokers
+    filter_servers: list[str] = []
 
 
 def retry_topic(group: str) -> str:

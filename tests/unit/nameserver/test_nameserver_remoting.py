@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 
-from saturnmq.kernel.config import Limits, NameserverConfig
+from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.topic import DataVersion, TopicConfig, TopicRoute
 from saturnmq.nameserver.remoting import table
-from saturnmq.nameserver.routes import RouteTable
 from saturnmq.net.clock import LoopClock
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.net.remoting_server import RemotingServer
+from saturnmq.testing.nameserver import name_server
 from saturnmq.wire.remoting import bodies
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Command
@@ -33,8 +33,9 @@ class Stage:
 
     def __init__(self) -> None:
         clock = LoopClock(asyncio.get_running_loop())
-        self.routes = RouteTable(NameserverConfig(), clock)
-        self.server = RemotingServer(table(self.routes), clock, Limits(), Metrics(), "namesrv")
+        self.names = name_server(clock)
+        self.routes = self.names.routes
+        self.server = RemotingServer(table(self.names), clock, Limits(), Metrics(), "namesrv")
         self.client = RemotingClient(clock, Limits(), Metrics())
 
     async def ask(self, code: RequestCode, fields: dict[str, str] | None = None, body: bytes = b"") -> Command:
@@ -146,7 +147,7 @@ def test_a_port_that_serves_the_broker_too_names_itself() -> None:
         async with stage() as s:
             await s.register()
             server = RemotingServer(
-                table(s.routes, lambda local: local),
+                table(s.names, lambda local: local),
                 LoopClock(asyncio.get_running_loop()),
                 Limits(),
                 Metrics(),

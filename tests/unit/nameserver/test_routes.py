@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from saturnmq.kernel.config import NameserverConfig
-from saturnmq.kernel.errors import TopicNotFound
+from saturnmq.kernel.errors import InvalidParameter, SystemBusy, TopicNotFound
 from saturnmq.kernel.topic import READ, READ_WRITE, DataVersion, TopicConfig
 from saturnmq.nameserver.routes import Registered, Registration, RegistrationRefused, RouteTable
 from saturnmq.testing.clock import VirtualClock
@@ -177,3 +178,60 @@ def test_whoever_can_create_an_unknown_topic_is_asked_first(table: RouteTable) -
     table.register(registration())
     table.on_unknown = lambda topic: table.register(registration(topics=topics(topic), version=DataVersion(2, 0, 5)))
     assert [data.broker_name for data in table.route("new").queue_datas] == ["a"]
+
+
+def test_what_registered_through_one_connection_leaves_with_it(table: RouteTable) -> None:
+    """A container's brokers share one."""
+    for number in range(3):
+        broker = registration(broker_name=f"b{number}", address=f"10.0.0.1:{number}", topics=topics("t", f"t{number}"))
+        table.register(broker, "container" if number else "alone")
+    table.connection_lost("container")
+    assert set(table.brokers) == {"b0"}
+    assert table.topics == ["t", "t0"]
+
+
+def test_a_renewal_registers_only_what_is_not_known(table: RouteTable, clock: VirtualClock) -> None:
+    table.renew(registration())
+    table.delete_topic("u")
+    clock.advance(100_000)
+    table.renew(registration())
+    assert table.topics == ["t"], "the version is the same"
+    clock.advance(100_000)
+    assert set(table.brokers) == {"a"}, "it was heard from"
+    table.renew(registration(version=DataVersion(2, 0, 6)))
+    assert table.topics == ["t", "u"]
+
+
+def refused(table: RouteTable, reason: str, **changes: Any) -> None:
+    before = table.brokers, table.topics
+    with pytest.raises((InvalidParameter, SystemBusy), match=reason):
+        table.register(registration(**changes))
+    assert (table.brokers, table.topics) == before
+
+
+def test_the_table_is_bounded(table: RouteTable, clock: VirtualClock) -> None:
+    table.config = NameserverConfig(max_brokers=2, max_routes=5)
+    table.register(registration())
+    refused(table, "at most 255 characters", broker_name="x" * 256)
+    refused(table, "256 characters, the limit is 255", broker_name="b", topics=topics("x" * 256, "y"))
+    refused(table, r"2 routes .* 4 would be added, and there may be 5", broker_name="b", topics=topics(*"wxyz"))
+    table.register(registration(topics=topics("t", "u", "v", "w", "x"), version=DataVersion(2)))
+    table.register(registration(topics=topics("t", "u", "v", "w", "x"), version=DataVersion(3)))
+    refused(table, "1 would be added", topics=topics("t", "y"))
+    table.register(registration(broker_name="b", address="10.0.0.2:10911", topics={}))
+    refused(table, r"2 brokers are registered.*maxBrokers = 2", broker_name="c", address="10.0.0.3:10911")
+    table.unregister("c", "a", "10.0.0.1:10911")
+    table.register(registration(broker_name="c", address="10.0.0.3:10911", topics=topics("t", "u", "v", "w", "x")))
+
+
+def test_a_topic_is_made_only_where_its_brokers_are(table: RouteTable) -> None:
+    table.register(registration())
+    known = msgspec.structs.replace(table.route("t").queue_datas[0], write_queue_nums=1)
+    table.put_topic("made", [known, msgspec.structs.replace(known, broker_name="nobody")])
+    assert "made" not in table.topics
+    table.put_topic("t", [known])
+    assert table.route("t").queue_datas[0].write_queue_nums == 1
+    table.delete_topic("t", "another cluster")
+    assert "t" in table.topics
+    table.delete_topic("t", "c")
+    assert "t" not in table.topics

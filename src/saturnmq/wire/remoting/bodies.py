@@ -182,16 +182,23 @@ class RegisterBrokerBody(msgspec.Struct, rename="camel"):
     filter_server_list: list[str] = []
 
 
-def decode_registration(body: bytes) -> RegisterBrokerBody:
+class KVTable(msgspec.Struct):
+    table: dict[str, str]
+
+
+def decode_registration(body: bytes, *, topics_only: bool = False) -> RegisterBrokerBody:
     """The body of REGISTER_BROKER. Raises InvalidParameter.
 
-    Whether it is compressed shows in its first byte; the header's `compressed` says false even then
-    (BrokerOuterAPI.java of 5.5.0, whose own NameServer cannot read it). Compressed it is no JSON but a zlib stream
-    of: data version, topics, filter servers, static topics (from brokers of 5.0.0 on; not read). A list is its
-    number, then its entries; an entry is its length, then its text; numbers have four bytes. (RegisterBrokerBody.java)
+    Brokers before 3.0.11 send `topics_only`. Whether it is compressed shows in its first byte: of Apache's brokers the
+    header's `compressed` says false even then (BrokerOuterAPI.java of 5.5.0, whose own NameServer refuses it).
+    Compressed it is no JSON but a zlib stream of: data version, topics, filter servers, static topics (from brokers of
+    5.0.0 on; not read). A list is its number, then its entries; an entry is its length, then its text; numbers have
+    four bytes. (RegisterBrokerBody.java)
     """
     if not body:
         return RegisterBrokerBody()
+    if topics_only:
+        return RegisterBrokerBody(decode(TopicConfigTable, body))
     if body[0] != _ZLIB:
         return decode(RegisterBrokerBody, body)
     try:
