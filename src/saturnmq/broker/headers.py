@@ -276,6 +276,14 @@ class PopHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     attempt_id: str | None = None
 
 
+class PollingHeader(msgspec.Struct, rename="camel"):
+    """POLLING_INFO"""
+
+    consumer_group: str
+    topic: str
+    queue_id: int
+
+
 class AckHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     """ACK_MESSAGE"""
 

@@ -161,6 +161,10 @@ class LongPolls:
                 if not bucket.due:
                     self._make_due(bucket)
 
+    def waiting(self, topic: str, group: str, queue_id: int) -> int:
+        """How many pops of the group wait on the queue, or on ANY_QUEUE."""
+        return self._counts.get((topic, group), {}).get(queue_id, 0)
+
     def wake_pulls(self, topic: str, queue_id: int) -> None:
         """Every pull that waits on the queue has to look again: some group's offset is another one now."""
         for bucket in self._places.get((topic, queue_id), {}).get(None, {}).values():

@@ -33,7 +33,7 @@ from saturnmq.wire.remoting.bodies import (
 )
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
-from saturnmq.wire.remoting.consumers import ConsumerConnection, QuerySubscription
+from saturnmq.wire.remoting.consumers import ConsumerConnection, QuerySubscription, subscription_data
 
 log = logging.getLogger(__name__)
 
@@ -171,18 +171,6 @@ class ClientHandlers:
 
 def _connection(channel: ClientChannel) -> Connection:
     return Connection(channel.client_id, str(channel.peer), channel.language, channel.version)
-
-
-def subscription_data(subscription: Subscription) -> SubscriptionData:
-    """As tools read it."""
-    return SubscriptionData(
-        topic=subscription.topic,
-        sub_string=subscription.expression,
-        expression_type=subscription.expression_type,
-        tags_set=sorted(subscription.tags),
-        code_set=sorted(subscription.codes),
-        sub_version=subscription.version,
-    )
 
 
 def _subscription(data: SubscriptionData) -> Subscription:

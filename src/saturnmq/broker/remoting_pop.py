@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import AckHeader, BatchAck, BatchAckBody, ChangeInvisibleHeader, PopHeader
-from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage
+from saturnmq.broker.headers import AckHeader, BatchAck, BatchAckBody, ChangeInvisibleHeader, PollingHeader, PopHeader
+from saturnmq.kernel.errors import GroupNotFound, InvalidReceiptHandle, NoSuchMessage, TopicNotFound
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.ports import Delivery, InvisibleChanged, Popped, PopRequest, PopResult, PopStatus
@@ -80,6 +80,20 @@ class PopHandlers:
     def change_invisible(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, ChangeInvisibleHeader, strict=False)
         return after(self._broker.change_invisible(_delivery(header), header.invisible_time), _changed)
+
+    def polling(self, command: Command, connection: RemotingConnection) -> Response:
+        """How many pops wait on a queue; on -1, those that wait on any."""
+        header = msgspec.convert(command.fields, PollingHeader, strict=False)
+        if self._broker.topics.get(header.topic) is None:
+            raise TopicNotFound(f"topic[{header.topic}] not exist, apply first please!")
+        if self._broker.groups.get(header.consumer_group) is None:
+            raise GroupNotFound(f"subscription group [{header.consumer_group}] does not exist")
+        waiting = self._broker.polls.waiting(header.topic, header.consumer_group, header.queue_id)
+        return Response(fields={"pollingNum": str(waiting)})
+
+    def roll_back(self, command: Command, connection: RemotingConnection) -> Response:
+        """Move what pop keeps into the files that older brokers read: ours keeps nothing elsewhere."""
+        return Response()
 
     def _popped(self, request: PopRequest, result: PopResult) -> Response:
         if result.status is not PopStatus.FOUND:

@@ -30,9 +30,9 @@ from saturnmq.kernel.errors import (
     PropertiesTooLarge,
 )
 from saturnmq.kernel.host import Address, pack, unpack
-from saturnmq.kernel.message import COMPRESSED, Message
+from saturnmq.kernel.message import COMPRESSED, Message, StoredMessage
 from saturnmq.kernel.topic import MessageType
-from saturnmq.proxy.proxy import Received, message_id
+from saturnmq.proxy.proxy import message_id
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 if TYPE_CHECKING:
@@ -216,10 +216,10 @@ def _message_type(
 # ------------------------------------------------------------------------------------------------------- outwards
 
 
-def to_client(received: Received, topic: str) -> bytes:
-    """One message of a ReceiveMessage stream, serialized."""
-    stored = received.message
-    properties = received.properties
+def to_client(
+    stored: StoredMessage, properties: dict[str, str], handle: str, reconsume_times: int, topic: str
+) -> bytes:
+    """One message of a ReceiveMessage stream, serialized. `reconsume_times`: deliveries before this one."""
     response = pb.ReceiveMessageResponse()
     message = response.message
     message.topic.name = topic
@@ -245,10 +245,10 @@ def to_client(received: Received, topic: str) -> bytes:
     set_time(system.store_timestamp, stored.stored_ms)
     system.born_host = properties.get(props.BORN_HOST) or _host(stored.born_host)
     system.store_host = _host_and_port(stored.store_host)
-    system.receipt_handle = received.handle
+    system.receipt_handle = handle
     system.queue_id = stored.queue_id
     system.queue_offset = stored.queue_offset
-    system.delivery_attempt = min(received.reconsume_times, MAX_INT32 - 1) + 1
+    system.delivery_attempt = min(reconsume_times, MAX_INT32 - 1) + 1
     _rare_properties(system, properties)
     return response.SerializeToString()
 

@@ -183,8 +183,9 @@ class _Delivery:
             if not call.writable:
                 self._wait()
                 return
+            one = messages[self._next]
             self._next += 1
-            call.send(to_client(messages[self._next - 1], self._topic))
+            call.send(to_client(one.message, one.properties, one.handle, one.reconsume_times, self._topic))
         self._receiving.unread_bytes -= self._unread_bytes
         self._receiving.end(call)
 

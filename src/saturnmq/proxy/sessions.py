@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.errors import ClientUnknown, NotSupported, SystemBusy
+from saturnmq.kernel.errors import ClientUnknown, ConnectionLost, NotSupported, SystemBusy
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Reply
+from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.ports import BrokerPort, ConsumerMembership, DirectMessage, SendRequest
 from saturnmq.kernel.topic import MessageQueue
+from saturnmq.wire.remoting import json
+from saturnmq.wire.remoting.bodies import encode
+from saturnmq.wire.remoting.consumers import ConsumerRunningInfo, DirectResult, subscription_data
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,22 @@ CLIENT_BYTES = 512
 EXPIRY_SCAN_MS = 5_000
 
 
+class Stream(Protocol):
+    """The telemetry stream of a client, as the way to ask it. Fails with RequestTimeout, ConnectionLost, or with what
+    the client says."""
+
+    @property
+    def open(self) -> bool: ...
+
+    def stacks(self) -> Reply[str]:
+        """Of all its threads."""
+        ...
+
+    def verify(self, record: bytes) -> Reply[str]:
+        """Consume this message, past its queue: what came of it, a name of Apache's CMResult."""
+        ...
+
+
 class Client:
     """One client id. A `kernel.ports.ClientChannel`. Owner: `Sessions`."""
 
@@ -39,15 +59,20 @@ class Client:
         "producer_groups",
         "seen_ms",
         "settings_bytes",
+        "since_ms",
+        "stream",
         "version",
     )
 
-    def __init__(self, client_id: str, language: str, peer: Address, now_ms: int) -> None:
+    def __init__(self, client_id: str, language: str, peer: Address, clock: Clock) -> None:
         self.client_id = client_id
         self.language = language if language in LANGUAGES else "OTHER"
         self.version = CLIENT_VERSION
         self.peer = peer
-        self.seen_ms = now_ms
+        #: the one that it opened last
+        self.stream: Stream | None = None
+        self.since_ms = clock.now_ms()
+        self.seen_ms = clock.steady_ms()
         self.settings_bytes = 0
         #: of a producer: the topics that it said it would send to (a topic's name is its producer group over gRPC)
         self.producer_groups: Sequence[str] = ()
@@ -67,10 +92,30 @@ class Client:
         raise NotSupported("consumers over gRPC have no offsets of their own; the broker's consume stats have them")
 
     def running_info(self, group: str, *, with_stack: bool) -> Reply[bytes]:
-        raise NotSupported("consumers over gRPC are not asked yet")
+        """What is known here of a consumer that Remoting clients say themselves; only its stacks have to be asked
+        for."""
+        if with_stack:
+            return after(self._open_stream().stacks(), self._describe)
+        return self._describe(None)
 
     def consume(self, message: DirectMessage) -> Reply[bytes]:
-        raise NotSupported("consumers over gRPC are not asked yet")
+        result = self._open_stream().verify(message.record)
+        return after(result, lambda result: json.write(DirectResult(consume_result=result, remark="from gRPC client")))
+
+    def _open_stream(self) -> Stream:
+        if self.stream is None or not self.stream.open:
+            raise ConnectionLost(f"the client {self.client_id} has no telemetry stream open to be asked over")
+        return self.stream
+
+    def _describe(self, stacks: str | None) -> bytes:
+        assert self.membership is not None, "only consumers are asked"
+        properties = {
+            "PROP_CONSUME_TYPE": self.membership.consume_type.value,
+            "PROP_CONSUMEORDERLY": "false",
+            "PROP_CONSUMER_START_TIMESTAMP": str(self.since_ms),
+        }
+        subscriptions = [subscription_data(one) for one in self.membership.subscriptions]
+        return encode(ConsumerRunningInfo(properties=properties, subscription_set=subscriptions, jstack=stacks))
 
 
 class Sessions:
@@ -112,7 +157,7 @@ class Sessions:
                 f"is {MAX_SETTINGS_BYTES}: no more are taken in"
             )
         if client is None:
-            client = self._clients[client_id] = Client(client_id, language, peer, self._clock.steady_ms())
+            client = self._clients[client_id] = Client(client_id, language, peer, self._clock)
             if self._scan is None:
                 self._scan = self._clock.call_at(self._clock.now_ms() + EXPIRY_SCAN_MS, self._expire)
         self._settings_bytes += more_bytes

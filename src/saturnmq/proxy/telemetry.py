@@ -20,6 +20,7 @@ from saturnmq.proxy.checks import (
     subscription_of,
 )
 from saturnmq.proxy.codes import OK, code_of
+from saturnmq.proxy.commands import Commands
 from saturnmq.proxy.proxy import Proxy, existing
 from saturnmq.proxy.settings import check_client_properties, complete_consumer, complete_producer
 from saturnmq.wire.grpc import GrpcStatus
@@ -49,17 +50,25 @@ class Telemetry:
 
     def telemetry(self, call: Call) -> None:
         """A stream that stands as long as the client does. It may say its settings again at any time; what else it says
-        answers commands that this version does not give."""
-        call.on_message = partial(self._command, call)
-        call.on_half_close = call.finish
+        answers what it was asked."""
+        commands = Commands(call, self._proxy.clock)
 
-    def _command(self, call: Call, data: bytes) -> Reply[None]:
+        def half_closed() -> None:
+            call.finish()
+            commands.close()
+
+        call.on_message = partial(self._command, call, commands)
+        call.on_half_close = half_closed
+        call.on_cancel = commands.close
+
+    def _command(self, call: Call, commands: Commands, data: bytes) -> Reply[None]:
         command = parse(pb.TelemetryCommand, data)
         if command.WhichOneof("command") != "settings":
+            commands.answered(command)
             return None
-        return after(self._settings(call, command.settings, len(data)), partial(_tell, call))
+        return after(self._settings(call, commands, command.settings, len(data)), partial(_tell, call))
 
-    def _settings(self, call: Call, sent: pb.Settings, size: int) -> Reply[pb.Settings]:
+    def _settings(self, call: Call, commands: Commands, sent: pb.Settings, size: int) -> Reply[pb.Settings]:
         """Take in what the client says of itself; answer the settings that it shall work with."""
         join = partial(self._sessions.join, client_id_of(call), header(call, b"x-mq-language"), call.peer, size)
         config = self._proxy.config
@@ -69,7 +78,7 @@ class Telemetry:
             topics = [topic.name for topic in sent.publishing.topics]
             for topic in topics:
                 check_client_topic(topic)
-            join(producer_groups=topics)
+            join(producer_groups=topics).stream = commands
             return complete_producer(sent, config)
         if kind != "subscription":
             raise InvalidParameter(
@@ -80,7 +89,7 @@ class Telemetry:
 
         def complete(found: GroupConfig | None) -> pb.Settings:
             group = existing(found, membership.group)
-            join(membership=membership)
+            join(membership=membership).stream = commands
             return complete_consumer(sent, config, group)
 
         return after(broker.group_config(membership.group), complete)

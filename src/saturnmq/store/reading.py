@@ -292,6 +292,14 @@ def read_position(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
     return position
 
 
+def read_entries(reader: Reader, queue: ConsumeQueue, offset: int, end: int) -> list[tuple[int, int, int]]:
+    """The entries of [offset, end), which must be there: log position, size and tags code."""
+    found: list[tuple[int, int, int]] = []
+    while (at := offset + len(found)) < end:
+        found += ENTRY.iter_unpack(reader.entries(queue, at, end - at))
+    return found
+
+
 def read_stored_ms(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
     """When the message at this offset, which must be there, was stored; of a lost one, when one beside it was, because
     times are searched through; -1 when nothing tells."""

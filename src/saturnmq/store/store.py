@@ -39,6 +39,7 @@ from saturnmq.store.reading import (
     Reader,
     find_messages,
     find_time,
+    read_entries,
     read_position,
     read_record,
     read_stored_ms,
@@ -614,6 +615,19 @@ class Store:
         return self._read(
             lambda reader: read_position(reader, queue, offset),
             lambda: self.position_at(topic, queue_id, offset),
+            queue,
+        )
+
+    def entries(self, topic: str, queue_id: int, offset: int, most: int) -> Reply[list[tuple[int, int, int]]]:
+        """What the consume queue says from the offset on: log position, size and tags code of each message. Nothing
+        when the offset is outside of it."""
+        queue = self._queues.find(topic, queue_id)
+        if queue is None or not queue.min_offset <= offset < queue.max_offset:
+            return []
+        end = min(offset + most, queue.max_offset)
+        return self._read(
+            lambda reader: read_entries(reader, queue, offset, end),
+            lambda: self.entries(topic, queue_id, offset, most),
             queue,
         )
 

@@ -40,10 +40,13 @@ class OfflineConnection(RemotingConnection):
         self.peer, self.local = Address.parse(peer), Address.parse(local)
         self.on_close, self.channels = [], {}
         self.told: list[tuple[int, dict[str, str]]] = []
+        #: of what was told
+        self.bodies: list[bytes] = []
         self.asked: list[tuple[int, dict[str, str], bytes, Later[Command]]] = []
 
     def send_one_way(self, code: int, fields: Mapping[str, str], body: bytes = b"") -> None:
         self.told.append((code, dict(fields)))
+        self.bodies.append(body)
 
     def request(self, code: int, fields: Mapping[str, str], body: bytes, timeout_ms: int) -> Later[Command]:
         answer: Later[Command] = Later()

@@ -39,6 +39,43 @@ def test_producers_are_listed() -> None:
     assert (connection["clientId"], connection["clientAddr"]) == ("c1", "10.0.0.1:50000")
 
 
+def test_consumers_and_what_they_want_are_listed() -> None:
+    offline = OfflineBroker()
+    refused = offline.ask(RequestCode.GET_CONSUMER_CONNECTION_LIST, {"consumerGroup": "g"})
+    assert (refused.code, refused.remark) == (ResponseCode.CONSUMER_NOT_ONLINE, "the consumer group[g] not online")
+    body = {
+        "clientID": "c1",
+        "consumerDataSet": [
+            {
+                "groupName": "g", "consumeType": "CONSUME_ACTIVELY", "messageModel": "BROADCASTING",
+                "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET",
+                "subscriptionDataSet": [{"topic": "orders", "subString": "a || b", "subVersion": 5}],
+            }
+        ],
+    }  # fmt: skip
+    offline.ask(RequestCode.HEART_BEAT, body=json.write(body))
+    response = offline.ask(RequestCode.GET_CONSUMER_CONNECTION_LIST, {"consumerGroup": "g"})
+    subscription = {
+        "topic": "orders", "subString": "a || b", "expressionType": "TAG", "tagsSet": ["a", "b"], "codeSet": [97, 98],
+        "subVersion": 5, "classFilterMode": False,
+    }  # fmt: skip
+    assert json.parse(response.body) == {
+        "connectionSet": [{"clientId": "c1", "clientAddr": "10.0.0.1:50000", "language": "PYTHON", "version": 479}],
+        "subscriptionTable": {"orders": subscription},
+        "consumeType": "CONSUME_ACTIVELY",
+        "messageModel": "BROADCASTING",
+        "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET",
+    }
+
+    def wanted(**fields: str) -> object:
+        response = offline.ask(RequestCode.QUERY_SUBSCRIPTION_BY_CONSUMER, {"group": "g", "topic": "orders", **fields})
+        return json.parse(response.body)
+
+    assert wanted() == {"group": "g", "topic": "orders", "subscriptionData": subscription}
+    assert wanted(topic="more") == {"group": "g", "topic": "more"}
+    assert wanted(group="h") == {"group": "h", "topic": "orders"}
+
+
 def test_a_group_that_may_not_be_created_is_passed_over() -> None:
     offline = OfflineBroker(settings={"auto_create_subscription_group": False})
     offline.broker.groups.put(GroupConfig(group_name="g", retry_queue_nums=3))

@@ -7,6 +7,7 @@ import pytest
 
 from saturnmq.testing.offline import Asked, OfflineBroker
 from saturnmq.wire import record
+from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 
 #: Java's Long.MAX_VALUE, which clients send for `until now`
@@ -110,3 +111,37 @@ def test_a_field_is_missing(offline: OfflineBroker) -> None:
         offline.ask(RequestCode.QUERY_MESSAGE, {"topic": "orders", "key": "all"})
     with pytest.raises(msgspec.ValidationError, match="offset"):
         offline.ask(RequestCode.VIEW_MESSAGE_BY_ID)
+
+
+def entries(offline: OfflineBroker, **header: object) -> Asked:
+    fields = {"topic": "orders", "queueId": 0, "index": 0, "count": 10}
+    return offline.ask(RequestCode.QUERY_CONSUME_QUEUE, fields | header)
+
+
+def test_what_a_consume_queue_says(offline: OfflineBroker) -> None:
+    page = json.parse(entries(offline).body)
+    assert (page["minQueueIndex"], page["maxQueueIndex"]) == (0, 4)
+    assert page["queueData"] == [
+        {"physicOffset": stored.commit_log_offset, "physicSize": stored.size, "tagsCode": code, "eval": False}
+        for stored, code in zip(offline.stored("orders"), (97, 98, 97, 98), strict=True)
+    ]
+    assert page.keys() == {"queueData", "minQueueIndex", "maxQueueIndex"}
+    assert json.parse(entries(offline, index=1, count=2).body)["queueData"] == page["queueData"][1:3]
+    again = offline.restart()
+    assert json.parse(entries(again).body) == page
+
+
+def test_what_a_group_wants_of_the_queue(offline: OfflineBroker) -> None:
+    assert json.parse(entries(offline, consumerGroup="g").body)["filterData"] == "g@orders is not online!"
+    offline.heartbeat("c", consumers={"g": ["orders"]})
+    page = json.parse(entries(offline, consumerGroup="g").body)
+    assert (page["filterData"], page["subscriptionData"]["subString"]) == ("null", "*")
+
+
+def test_a_consume_queue_that_does_not_reach_there(offline: OfflineBroker) -> None:
+    for index in (-1, 4):
+        refused = entries(offline, index=index)
+        assert refused.code == ResponseCode.SYSTEM_ERROR
+        assert refused.remark.startswith(f"Index {index} of 0@orders is not exist!")
+    refused = entries(offline, queueId=3)
+    assert (refused.code, refused.remark) == (ResponseCode.SYSTEM_ERROR, "3@orders is not exist!")

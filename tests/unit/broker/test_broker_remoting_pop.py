@@ -148,3 +148,20 @@ def test_fifo_answers_count_deliveries(offline: OfflineBroker) -> None:
 @pytest.mark.parametrize("extra_info", ["", "1 2 3", "a b c d e f g h"])
 def test_a_handle_that_cannot_be_read(offline: OfflineBroker, extra_info: str) -> None:
     assert ack(offline, extra_info, 0) == ResponseCode.MESSAGE_ILLEGAL
+
+
+def test_how_many_wait(offline: OfflineBroker) -> None:
+    def waiting(**more: object) -> Asked:
+        return offline.ask(RequestCode.POLLING_INFO, {"consumerGroup": "g", "topic": "orders", "queueId": -1, **more})
+
+    assert waiting().fields == {"pollingNum": "0"}
+    pop(offline, pollTime=5_000)
+    pop(offline, pollTime=5_000)
+    assert waiting().fields == {"pollingNum": "2"}
+    assert waiting(queueId=0).fields == waiting(consumerGroup="h").fields == {"pollingNum": "0"}
+    refused = waiting(topic="none")
+    assert refused.code == ResponseCode.TOPIC_NOT_EXIST
+
+
+def test_older_brokers_can_read_what_pop_keeps(offline: OfflineBroker) -> None:
+    assert offline.ask(RequestCode.POP_ROLLBACK).code == ResponseCode.SUCCESS

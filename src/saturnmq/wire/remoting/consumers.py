@@ -9,9 +9,22 @@ from __future__ import annotations
 import msgspec
 
 from saturnmq.kernel.errors import InvalidParameter, ProtocolError
+from saturnmq.kernel.subscription import Subscription
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.bodies import Connection, SubscriptionData
+
+
+def subscription_data(subscription: Subscription) -> SubscriptionData:
+    """A filter as tools read it."""
+    return SubscriptionData(
+        topic=subscription.topic,
+        sub_string=subscription.expression,
+        expression_type=subscription.expression_type,
+        tags_set=sorted(subscription.tags),
+        code_set=sorted(subscription.codes),
+        sub_version=subscription.version,
+    )
 
 
 class ConsumerConnection(msgspec.Struct, rename="camel", kw_only=True):
@@ -126,6 +139,30 @@ def decode_positions(body: bytes) -> dict[MessageQueue, int]:
     except (ProtocolError, LookupError, TypeError, AttributeError):
         pass
     raise InvalidParameter(f"the client says where it is in a way that cannot be read: {body[:200]!r}")
+
+
+class ConsumerRunningInfo(msgspec.Struct, rename="camel", kw_only=True):
+    """What a consumer says of itself (GET_CONSUMER_RUNNING_INFO), as far as one without queues of its own has it."""
+
+    properties: dict[str, str]
+    subscription_set: list[SubscriptionData]
+    mq_table: dict[str, str] = {}
+    mq_pop_table: dict[str, str] = {}
+    status_table: dict[str, str] = {}
+    user_consumer_info: dict[str, str] = {}
+    #: the stacks of its threads
+    jstack: str | None = None
+
+
+class DirectResult(msgspec.Struct, rename="camel", kw_only=True):
+    """What came of a message that a consumer was handed (CONSUME_MESSAGE_DIRECTLY)."""
+
+    #: CR_SUCCESS, CR_LATER, CR_ROLLBACK, CR_COMMIT, CR_THROW_EXCEPTION, CR_RETURN_NULL
+    consume_result: str
+    remark: str
+    order: bool = False
+    auto_commit: bool = True
+    spent_time_mills: int = 0
 
 
 class ConsumeQueueEntry(msgspec.Struct, rename="camel", kw_only=True):
