@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from saturnmq.kernel.errors import InvalidParameter
+from saturnmq.kernel.errors import IllegalAttribute
 from saturnmq.kernel.topic import MessageType
 
 
@@ -32,12 +32,12 @@ GROUP_ATTRIBUTES: Mapping[str, Attribute] = {}
 
 
 def parse(text: str) -> dict[str, str]:
-    """`+a=1,-b` as it stands in a header. Raises InvalidParameter."""
+    """`+a=1,-b` as it stands in a header. Raises IllegalAttribute."""
     changes: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
         if key in changes:
-            raise InvalidParameter(f"the attribute {key!r} is named twice")
+            raise IllegalAttribute(f"the attribute {key!r} is named twice")
         changes[key] = value
     return changes
 
@@ -45,23 +45,25 @@ def parse(text: str) -> dict[str, str]:
 def alter(
     known: Mapping[str, Attribute], current: Mapping[str, str] | None, changes: Mapping[str, str]
 ) -> dict[str, str]:
-    """`current` (None: a new topic or group) with the changes made. Raises InvalidParameter."""
+    """`current` (None: a new topic or group) with the changes made. Raises IllegalAttribute."""
     altered = dict(current or {})
     for change, value in changes.items():
         sign, key = change[:1], change[1:]
         attribute = known.get(key)
         if sign not in ("+", "-") or not key:
-            raise InvalidParameter(f"the attribute change {change!r} must begin with + or - and name a key")
+            raise IllegalAttribute(f"the attribute change {change!r} must begin with + or - and name a key")
+        if sign == "-" and current is None:
+            raise IllegalAttribute(f"only add attribute is supported while creating, not -{key}")
         if attribute is None:
-            raise InvalidParameter(f"unsupported key: {key}, known are {', '.join(known) or 'none'}")
+            raise IllegalAttribute(f"unsupported key: {key}, known are {', '.join(known) or 'none'}")
         if current is not None and not attribute.changeable:
-            raise InvalidParameter(f"attempt to update an unchangeable attribute. key: {key}")
+            raise IllegalAttribute(f"attempt to update an unchangeable attribute. key: {key}")
         if sign == "-":
             if key not in altered:
-                raise InvalidParameter(f"attempt to delete a nonexistent key: {key}")
+                raise IllegalAttribute(f"attempt to delete a nonexistent key: {key}")
             del altered[key]
         elif not attribute.takes(value):
-            raise InvalidParameter(f"the attribute {key} does not take the value {value!r}")
+            raise IllegalAttribute(f"the attribute {key} does not take the value {value!r}")
         else:
             altered[key] = value
     return altered

@@ -17,14 +17,17 @@ from saturnmq.broker.resets import Resets
 from saturnmq.broker.retry import SendBacks
 from saturnmq.broker.schedule import DelayLevels
 from saturnmq.broker.send import Sends
+from saturnmq.broker.settings import Settings
+from saturnmq.broker.stats import Stats
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
-from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.config import BrokerConfig, StoreConfig
+from saturnmq.kernel.errors import IllegalTopic, InvalidParameter
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, chain, gather
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
-from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig
+from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
 from saturnmq.store.results import Arrival
 from saturnmq.store.store import Store
 
@@ -81,6 +84,10 @@ class Broker:
         self.producer_joined = self.clients.producer_joined
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
+        #: where it listens, once it does
+        self.listen_port = config.listen_port
+        self.settings = Settings(config, store.config, clock, self._configure)
+        self.stats = Stats(config.broker_cluster_name, store, clock, metrics)
         store.on_arrival = self._arrived
         store.lodgers["delayed messages"] = self.delays.pending_from
         store.lodgers["messages in flight"] = self.pops.pending_from
@@ -88,6 +95,7 @@ class Broker:
 
     def start(self) -> Reply[None]:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
+        self.stats.start()
         self.delays.start()
         return self.pops.start()
 
@@ -102,11 +110,48 @@ class Broker:
         """Leave the NameServers, stop what happens by itself, and write what changed. The store closes after it."""
         if self._registrar is not None:
             self._registrar.stop()
+        self.stats.stop()
         self.clients.stop()
         self.delays.stop()
         self.pops.stop()
         written = gather([self.topics.write(), self.groups.write(), self.offsets.write()])
         return chain(written, lambda _: self.delays.write())
+
+    def _configure(self, config: BrokerConfig, store_config: StoreConfig) -> None:
+        """Other settings are in force from now on. Raises ValueError before any of them is."""
+        self.store.configure(store_config)
+        self.config = config
+        for part in (self.topics, self.groups, self.sends, self.send_backs, self.pulls, self.pops):
+            part.configure(config)
+        if self._registrar is not None:
+            self._registrar.configure(config)
+
+    def delete_topic(self, topic: str) -> Reply[None]:
+        """Delete it with what stands in it and what groups know of it, and where pop keeps what groups did not
+        acknowledge. One that is not there is deleted already. Raises IllegalTopic, InvalidParameter."""
+        if not topic.strip():
+            raise InvalidParameter("The specified topic is blank.")
+        if self.topics.is_system(topic):
+            raise IllegalTopic(f"The topic[{topic}] is conflict with system topic.")
+        gone = [topic]
+        for group in self.offsets.groups_of(topic):
+            gone += [pop_retry_topic(group, topic, v2=v2) for v2 in (False, True)]
+        for name in gone:
+            self.topics.delete(name)
+            self.offsets.forget_topic(name)
+            self.stats.forget_topic(name)
+        return None
+
+    def delete_unused_topics(self) -> Reply[None]:
+        """Delete the messages of topics that this broker does not have."""
+        return None
+
+    def delete_group(self, group: str, *, offsets_too: bool) -> None:
+        """Its topics for retries and dead letters stay; whoever deletes it deletes those too."""
+        self.groups.delete(group)
+        if offsets_too:
+            self.offsets.forget_group(group)
+        self.stats.forget_group(group)
 
     def topic_config(self, topic: str) -> TopicConfig | None:
         return self.topics.get_or_create(topic)

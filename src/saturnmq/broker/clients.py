@@ -75,6 +75,10 @@ class ClientTable:
         """None: no member is connected."""
         return self._consumers.get(group)
 
+    def consumers_of(self, topic: str) -> set[str]:
+        """The groups with members that take the topic."""
+        return {group.name for group in self._consumers.values() if topic in group.subscriptions}
+
     def consumer(self, group: str, client_id: str) -> ClientChannel | None:
         """The way back to a connected member of the group; of a client that came back, by its new connection."""
         members = self._consumers[group].members if group in self._consumers else {}

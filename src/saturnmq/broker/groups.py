@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -49,7 +49,7 @@ class GroupTable:
 
     def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock, background: Background | None = None) -> None:
         self._clock = clock
-        self._creates = config.auto_create_subscription_group or config.dev_auto_create
+        self.configure(config)
         self._groups = {name: GroupConfig(group_name=name) for name in SYSTEM_GROUPS}
         self._forbidden: dict[str, dict[str, int]] = {}
         self._file = JsonFile(disk, clock, "subscriptionGroup.json", self._encode, background=background)
@@ -66,6 +66,10 @@ class GroupTable:
             self._groups.update(stored.subscription_group_table)
             self._forbidden = stored.forbidden_table
             self.version = stored.data_version
+
+    def configure(self, config: BrokerConfig) -> None:
+        """Whether groups are made by whoever names them."""
+        self._creates = config.auto_create_subscription_group or config.dev_auto_create
 
     def write(self) -> Reply[None]:
         return self._file.write()
@@ -89,19 +93,53 @@ class GroupTable:
         """Add or replace it as it is."""
         log.info("group %s: %s", "changed" if group.group_name in self._groups else "created", group)
         self._groups[group.group_name] = group
-        self.version.bump(self._clock.now_ms())
-        self._file.changed()
+        self._changed()
 
-    def alter(self, group: GroupConfig) -> None:
-        """Add or replace it; its attributes are changes (`+key`, `-key`) to what is there. Raises InvalidParameter."""
+    def alter(self, groups: Iterable[GroupConfig]) -> None:
+        """Add or replace them, all or none; their attributes are changes (`+key`, `-key`) to what is there. Raises
+        IllegalGroup, IllegalAttribute."""
+        for group in [self._altered(group) for group in groups]:
+            self.put(group)
+
+    def _altered(self, group: GroupConfig) -> GroupConfig:
+        check_group(group.group_name)
         current = self._groups.get(group.group_name)
         attributes = alter(GROUP_ATTRIBUTES, None if current is None else current.attributes, group.attributes)
-        self.put(msgspec.structs.replace(group, attributes=attributes))
+        return msgspec.structs.replace(group, attributes=attributes)
+
+    def delete(self, name: str) -> None:
+        """Forget it, with what it may not read."""
+        removed, allowed = self._groups.pop(name, None), self._forbidden.pop(name, None)
+        if removed is not None or allowed is not None:
+            log.info("group %s is deleted", name)
+            self._changed()
+
+    @property
+    def forbidden(self) -> Mapping[str, Mapping[str, int]]:
+        """Group to topic to bits."""
+        return self._forbidden
+
+    def forbid(self, group: str, topic: str, *, readable: bool) -> None:
+        """Let the group read the topic, or not."""
+        topics = self._forbidden.setdefault(group, {})
+        bits = topics.get(topic, 0) & ~READ_FORBIDDEN | (0 if readable else READ_FORBIDDEN)
+        if bits:
+            topics[topic] = bits
+        else:
+            topics.pop(topic, None)
+        if not topics:
+            del self._forbidden[group]
+        log.info("group %s %s read %s", group, "may" if readable else "may not", topic)
+        self._changed()
 
     def may_read(self, group: str, topic: str) -> bool:
         """False when an operator forbade the group to read the topic."""
         forbidden = self._forbidden.get(group)
         return forbidden is None or not forbidden.get(topic, 0) & READ_FORBIDDEN
+
+    def _changed(self) -> None:
+        self.version.bump(self._clock.now_ms())
+        self._file.changed()
 
     def _encode(self) -> bytes:
         return encode(_File(self._groups, self._forbidden, self.version))

@@ -6,10 +6,14 @@ use for are left out. Source: remoting/protocol/header/ and body/.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import field
 
 from saturnmq.wire.remoting.bodies import SubscriptionData
+
+FilterType = Literal["SINGLE_TAG", "MULTI_TAG"]
 
 
 class SendHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
@@ -236,15 +240,55 @@ class ConsumeQueueHeader(msgspec.Struct, rename="camel"):
 
 
 class TopicHeader(msgspec.Struct):
-    """GET_TOPIC_CONFIG"""
+    """GET_TOPIC_CONFIG, GET_TOPIC_STATS_INFO, DELETE_TOPIC_IN_BROKER, QUERY_TOPIC_CONSUME_BY_WHO"""
 
     topic: str
 
 
 class GroupHeader(msgspec.Struct):
-    """GET_SUBSCRIPTIONGROUP_CONFIG"""
+    """GET_SUBSCRIPTIONGROUP_CONFIG, QUERY_TOPICS_BY_CONSUMER"""
 
     group: str
+
+
+class TopicPageHeader(msgspec.Struct, rename="camel", kw_only=True):
+    """GET_ALL_TOPIC_CONFIG: without any of these, all topics at once"""
+
+    #: how many topics the pages before had
+    topic_seq: int | None = None
+    #: that the first page had, as JSON
+    data_version: str | None = None
+    max_topic_num: int | None = None
+
+
+class GroupPageHeader(msgspec.Struct, rename="camel", kw_only=True):
+    """GET_ALL_SUBSCRIPTIONGROUP_CONFIG: as TopicPageHeader"""
+
+    group_seq: int | None = None
+    data_version: str | None = None
+    max_group_num: int | None = None
+
+
+class DeleteGroupHeader(msgspec.Struct, rename="camel"):
+    """DELETE_SUBSCRIPTIONGROUP"""
+
+    group_name: str
+    clean_offset: bool = False
+
+
+class ForbidHeader(msgspec.Struct):
+    """UPDATE_AND_GET_GROUP_FORBIDDEN; without `readable` it only asks"""
+
+    group: str
+    topic: str
+    readable: bool | None = None
+
+
+class StatsHeader(msgspec.Struct, rename="camel"):
+    """VIEW_BROKER_STATS_DATA"""
+
+    stats_name: str
+    stats_key: str
 
 
 class CreateTopicHeader(msgspec.Struct, rename="camel", kw_only=True):
@@ -254,7 +298,7 @@ class CreateTopicHeader(msgspec.Struct, rename="camel", kw_only=True):
     read_queue_nums: int
     write_queue_nums: int
     perm: int
-    topic_filter_type: str
+    topic_filter_type: FilterType
     topic_sys_flag: int | None = None
     order: bool = False
     attributes: str | None = None

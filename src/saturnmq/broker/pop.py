@@ -180,6 +180,10 @@ class Pops:
             lambda: self.leases.in_flight,
         )
 
+    def configure(self, config: BrokerConfig) -> None:
+        """Take over what may change while the broker runs."""
+        self._config = config
+
     def start(self) -> Reply[None]:
         """Rebuild the leases from the log, and watch over them. Until it answers, requests are refused."""
         return after(self._log.replay(self._clock.now_ms()), lambda _: self._revival.watch())

@@ -41,12 +41,16 @@ class Pulls:
     ) -> None:
         self._store, self._clock, self._polls = store, clock, polls
         self._topics, self._groups, self._offsets = topics, groups, offsets
-        self._name, self._may_read = config.broker_name, config.broker_permission & READ
-        self._most_messages = config.max_transfer_count_on_message_in_memory
-        self._most_bytes = config.max_transfer_bytes_on_message_in_memory
+        self.configure(config)
         labels = ("topic", "consumer_group")
         self._messages_out = metrics.counter("rocketmq_messages_out_total", "Messages that were taken", labels)
         self._bytes_out = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", labels)
+
+    def configure(self, config: BrokerConfig) -> None:
+        """Take over what may change while the broker runs: whether it gives messages, and how many at once."""
+        self._name, self._may_read = config.broker_name, config.broker_permission & READ
+        self._most_messages = config.max_transfer_count_on_message_in_memory
+        self._most_bytes = config.max_transfer_bytes_on_message_in_memory
 
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         """Answers at once, or within `wait_ms` when there is nothing at the offset yet."""

@@ -59,6 +59,13 @@ class Registrar:
             self._timer = None
         self._names.unregister(self._config.broker_cluster_name, self._config.broker_name, str(self._address))
 
+    def configure(self, config: BrokerConfig) -> None:
+        """Say at once what the whole broker may do now, and how often from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._config = config
+        self._register_all()
+
     def _register_all(self) -> None:
         self._names.register(self._registration(self._topics.configs))
         self._timer = self._clock.call_at(

@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import msgspec
 
-from saturnmq.broker import attributes
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.headers import (
-    CreateTopicHeader,
-    GroupHeader,
     PullHeader,
     SendBackHeader,
     SendHeader,
     SendHeaderV2,
-    TopicHeader,
 )
+from saturnmq.broker.remoting_broker import BrokerHandlers
 from saturnmq.broker.remoting_clients import ClientHandlers
+from saturnmq.broker.remoting_groups import GroupHandlers
 from saturnmq.broker.remoting_offsets import OffsetHandlers
 from saturnmq.broker.remoting_pop import PopHandlers
 from saturnmq.broker.remoting_progress import ProgressHandlers
 from saturnmq.broker.remoting_query import QueryHandlers
 from saturnmq.broker.remoting_relay import RelayHandlers
+from saturnmq.broker.remoting_topics import TopicHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import (
     FlushTimeout,
-    GroupNotFound,
-    InvalidParameter,
     NoPermission,
     NotSupported,
-    TopicNotFound,
 )
 from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Later, Reply, after
@@ -47,10 +43,9 @@ from saturnmq.kernel.ports import (
     SendRequest,
 )
 from saturnmq.kernel.subscription import TAG, Subscription, subscribe
-from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig, check_group, check_topic
+from saturnmq.kernel.topic import MessageQueue
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.wire.record import decode_batch
-from saturnmq.wire.remoting.bodies import decode, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
 
@@ -75,7 +70,8 @@ _PULL_CODES = {
 def table(broker: Broker) -> dict[int, Handler]:
     """What both ports of a broker serve; the VIP port is for clients that keep their sends on a port of its own."""
     messages, offsets = MessageHandlers(broker), OffsetHandlers(broker)
-    admin, clients, pops = AdminHandlers(broker), ClientHandlers(broker), PopHandlers(broker)
+    clients, pops = ClientHandlers(broker), PopHandlers(broker)
+    topics, groups, state = TopicHandlers(broker), GroupHandlers(broker), BrokerHandlers(broker)
     queries, progress, relay = QueryHandlers(broker), ProgressHandlers(broker), RelayHandlers(broker)
     return {
         RequestCode.SEND_MESSAGE: messages.send,
@@ -88,7 +84,6 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.CONSUMER_SEND_MSG_BACK: messages.send_back,
         RequestCode.QUERY_MESSAGE: queries.by_key,
         RequestCode.VIEW_MESSAGE_BY_ID: queries.by_position,
-        RequestCode.QUERY_CONSUME_QUEUE: queries.consume_queue,
         RequestCode.QUERY_CONSUMER_OFFSET: offsets.committed,
         RequestCode.UPDATE_CONSUMER_OFFSET: offsets.commit,
         RequestCode.SEARCH_OFFSET_BY_TIMESTAMP: offsets.by_time,
@@ -118,12 +113,30 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.ACK_MESSAGE: pops.ack,
         RequestCode.BATCH_ACK_MESSAGE: pops.batch_ack,
         RequestCode.CHANGE_MESSAGE_INVISIBLETIME: pops.change_invisible,
-        RequestCode.POLLING_INFO: pops.polling,
-        RequestCode.POP_ROLLBACK: pops.roll_back,
-        RequestCode.UPDATE_AND_CREATE_TOPIC: admin.put_topic,
-        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP: admin.put_group,
-        RequestCode.GET_TOPIC_CONFIG: admin.topic,
-        RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: admin.group,
+        RequestCode.UPDATE_AND_CREATE_TOPIC: topics.put,
+        RequestCode.UPDATE_AND_CREATE_TOPIC_LIST: topics.put_all,
+        RequestCode.UPDATE_AND_CREATE_STATIC_TOPIC: topics.put_static,
+        RequestCode.GET_TOPIC_CONFIG: topics.get,
+        RequestCode.GET_ALL_TOPIC_CONFIG: topics.get_all,
+        RequestCode.GET_TOPIC_STATS_INFO: topics.stats,
+        RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER: topics.system_topics,
+        RequestCode.DELETE_TOPIC_IN_BROKER: topics.delete,
+        RequestCode.CLEAN_UNUSED_TOPIC: topics.clean_unused,
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP: groups.put,
+        RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST: groups.put_all,
+        RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: groups.get,
+        RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG: groups.get_all,
+        RequestCode.DELETE_SUBSCRIPTIONGROUP: groups.delete,
+        RequestCode.UPDATE_AND_GET_GROUP_FORBIDDEN: groups.forbid,
+        RequestCode.QUERY_TOPIC_CONSUME_BY_WHO: groups.consumers_of,
+        RequestCode.QUERY_TOPICS_BY_CONSUMER: groups.topics_of,
+        RequestCode.UPDATE_BROKER_CONFIG: state.change_settings,
+        RequestCode.GET_BROKER_CONFIG: state.settings,
+        RequestCode.GET_BROKER_RUNTIME_INFO: state.runtime,
+        RequestCode.VIEW_BROKER_STATS_DATA: state.stats,
+        RequestCode.GET_ALL_DELAY_OFFSET: state.delays,
+        RequestCode.CLEAN_EXPIRED_CONSUMEQUEUE: state.clean_queues,
+        RequestCode.DELETE_EXPIRED_COMMITLOG: state.clean_log,
     }
 
 
@@ -309,51 +322,3 @@ class MessageHandlers:
             origin_topic=header.origin_topic,
         )
         return after(self._broker.send_back(request), lambda _: Response())
-
-
-class AdminHandlers:
-    """Topics and groups, as operators make them and ask for them (processor/AdminBrokerProcessor.java)."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._topics, self._groups = broker.topics, broker.groups
-
-    def put_topic(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, CreateTopicHeader, strict=False)
-        check_topic(header.topic)
-        if self._topics.is_system(header.topic):
-            raise InvalidParameter(f"The topic[{header.topic}] is conflict with system topic.")
-        if header.read_queue_nums < 1 or header.write_queue_nums < 1:
-            raise InvalidParameter("a topic has at least one queue to read and one to write")
-        self._topics.alter(
-            TopicConfig(
-                topic_name=header.topic,
-                read_queue_nums=header.read_queue_nums,
-                write_queue_nums=header.write_queue_nums,
-                perm=header.perm,
-                topic_filter_type=header.topic_filter_type,
-                topic_sys_flag=header.topic_sys_flag or 0,
-                order=header.order,
-                attributes=attributes.parse(header.attributes or ""),
-            )
-        )
-        return Response()
-
-    def put_group(self, command: Command, connection: RemotingConnection) -> Response:
-        group = decode(GroupConfig, command.body)
-        check_group(group.group_name)
-        self._groups.alter(group)
-        return Response()
-
-    def topic(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, TopicHeader, strict=False)
-        topic = self._topics.get_or_create(header.topic)
-        if topic is None:
-            raise TopicNotFound(f"No topic in this broker. topic: {header.topic}")
-        return Response(body=encode(topic))
-
-    def group(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, GroupHeader, strict=False)
-        group = self._groups.get(header.group)
-        if group is None:
-            raise GroupNotFound(f"No group in this broker: {header.group}")
-        return Response(body=encode(group))

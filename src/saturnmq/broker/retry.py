@@ -40,13 +40,17 @@ class SendBacks:
     ) -> None:
         self._store, self._topics, self._groups = store, topics, groups
         self._delays, self._random = delays, random
-        self._name, self._may_write = config.broker_name, config.broker_permission & WRITE
+        self.configure(config)
         self._sent_back = metrics.counter(
-            "saturnmq_send_back_messages_total", "Messages that consumers sent back", ("consumer_group",)
+            "saturnmq_send_back_messages_total", "Messages that consumers sent back", ("topic", "consumer_group")
         )
         self._dead = metrics.counter(
             "rocketmq_send_to_dlq_messages_total", "Messages that became dead letters", ("consumer_group",)
         )
+
+    def configure(self, config: BrokerConfig) -> None:
+        """Take over what may change while the broker runs: whether it takes messages."""
+        self._name, self._may_write = config.broker_name, config.broker_permission & WRITE
 
     def send_back(self, request: SendBackRequest) -> Reply[None]:
         """Answers when the copy is durable: the consumer commits the original then."""
@@ -94,5 +98,5 @@ class SendBacks:
         if level > 0:
             self._delays.postpone(message, level)
         (appended,) = self._store.append((message,))
-        self._sent_back.add((request.group,))
+        self._sent_back.add((properties[names.RETRY_TOPIC], request.group))
         return self._store.when_durable(appended.end, None)

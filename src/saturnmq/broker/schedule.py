@@ -210,6 +210,14 @@ class DelayLevels:
         if self._running:
             level.timer = self._clock.call_at(self._clock.now_ms() + _RETRY_MS, lambda: self._look(level))
 
+    def offsets(self) -> dict[int, int]:
+        """By level: of the next message to deliver, where there was one."""
+        return {level.number: level.offset for level in self._levels if level.offset}
+
     def _encode(self) -> bytes:
         self._version.bump(self._clock.now_ms())
+        return self.encode()
+
+    def encode(self) -> bytes:
+        """As it stands in the file (GET_ALL_DELAY_OFFSET)."""
         return msgspec.json.encode(_File({level.number: level.offset for level in self._levels}, self._version))

@@ -60,9 +60,9 @@ class Sends:
         random: Callable[[int], int],
         metrics: Metrics,
     ) -> None:
-        self._config, self._store, self._clock, self._topics, self._groups = config, store, clock, topics, groups
+        self._store, self._clock, self._topics, self._groups = store, clock, topics, groups
         self._locks, self._delays, self._random = locks, delays, random
-        self._may_write = config.broker_permission & WRITE
+        self.configure(config)
         #: what Apache's broker adds to every message; a consumer needs CLUSTER to answer a request
         self._stamp = names.encode(
             {
@@ -76,6 +76,10 @@ class Sends:
         self._dead = metrics.counter(
             "rocketmq_send_to_dlq_messages_total", "Messages that became dead letters", ("consumer_group",)
         )
+
+    def configure(self, config: BrokerConfig) -> None:
+        """Take over what may change while the broker runs: whether it takes messages."""
+        self._config, self._may_write = config, config.broker_permission & WRITE
 
     def send(self, request: SendRequest) -> Reply[SendReceipt]:
         """Append and answer when it is as durable as configured. Raises what a producer did wrong.

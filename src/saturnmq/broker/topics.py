@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -22,10 +22,12 @@ from saturnmq.kernel.topic import (
     INHERIT,
     OFFSET_MOVED_TOPIC,
     OP_HALF_TOPIC,
+    PRIORITY,
     READ_WRITE,
     RETRY_PREFIX,
     SCHEDULE_TOPIC,
     SELF_TEST_TOPIC,
+    SYSTEM_TOPICS,
     TIMER_TOPIC,
     TRACE_TOPIC,
     DataVersion,
@@ -106,6 +108,12 @@ class TopicTable:
             )
         )
 
+    def configure(self, config: BrokerConfig) -> None:
+        """Other rules for topics made from now on, and what NameServers hear of all of them (brokerPermission)."""
+        if config.broker_permission != self._config.broker_permission:
+            self.version.bump(self._clock.now_ms())
+        self._config = config
+
     def write(self) -> Reply[None]:
         return self._file.write()
 
@@ -129,12 +137,46 @@ class TopicTable:
         self._file.changed()
         self.on_change(topic)
 
-    def alter(self, topic: TopicConfig) -> None:
-        """Add or replace it; its attributes are changes (`+key`, `-key`) to what is there. Raises InvalidParameter."""
+    def alter(self, topics: Iterable[TopicConfig]) -> None:
+        """Add or replace them, all or none; their attributes are changes (`+key`, `-key`) to what is there. Raises
+        IllegalTopic, IllegalAttribute, InvalidParameter."""
+        for topic in [self._altered(topic) for topic in topics]:
+            if topic != self._topics.get(topic.topic_name):
+                self.put(topic)
+
+    def _altered(self, topic: TopicConfig) -> TopicConfig:
+        name = topic.topic_name
+        check_topic(name)
+        if self.is_system(name):
+            raise IllegalTopic(f"The topic[{name}] is conflict with system topic.")
+        if topic.read_queue_nums < 1 or topic.write_queue_nums < 1:
+            raise InvalidParameter(f"the topic {name} needs at least one queue to read and one to write")
+        if not 0 <= topic.perm <= READ_WRITE | INHERIT | PRIORITY:
+            raise InvalidParameter(f"perm {topic.perm} of {name}: add up 4 (read), 2 (write) and 1 (a template)")
         self._check_queues(topic)
-        current = self._topics.get(topic.topic_name)
+        current = self._topics.get(name)
         attributes = alter(TOPIC_ATTRIBUTES, None if current is None else current.attributes, topic.attributes)
-        self.put(msgspec.structs.replace(topic, attributes=attributes))
+        if topic.attributes.get("+message.type") == MessageType.MIXED and not (
+            self._config.enable_mixed_message_type or self._config.dev_auto_create
+        ):
+            raise InvalidParameter(
+                f"{name}: MIXED message type is not supported unless enableMixedMessageType is true; give the topic "
+                f"one type, for clients treat each in its own way"
+            )
+        return msgspec.structs.replace(topic, attributes=attributes)
+
+    def delete(self, name: str) -> None:
+        """Forget it. Clients are told by the NameServers, which hear of it from whoever deletes the topic there."""
+        topic = self._topics.pop(name, None)
+        if topic is not None:
+            log.info("topic %s is deleted", name)
+            self._queues -= _queues_of(topic)
+            self.version.bump(self._clock.now_ms())
+            self._file.changed()
+
+    def system_topics(self) -> set[str]:
+        """What no user may have, make or delete; whether this broker uses them or not."""
+        return {*SYSTEM_TOPICS, *self._own, *filter(is_system_topic, self._topics)}
 
     def is_system(self, name: str) -> bool:
         """Whether the broker made the topic for itself."""

@@ -151,6 +151,12 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     init_pop_offset_by_check_msg_in_mem: bool = True
     enable_retry_topic_v2: bool = msgspec.field(default=False, name="enableRetryTopicV2")
     store_reply_message_enable: bool = True
+    #: operators may make topics of the type MIXED, which takes messages of all types
+    enable_mixed_message_type: bool = False
+    #: `key;key`: settings that updateBrokerConfig does not change
+    config_black_list: str = "configBlackList;brokerConfigPath"
+    #: topics or groups in one answer to those who page through them
+    split_metadata_size: Positive = 2000
     #: where an operator sends a group is kept until its consumers are told; else they are told only while connected
     use_server_side_reset_offset: bool = True
     #: whatever a client of either protocol names is created, topics as MIXED (`--dev`)
@@ -169,6 +175,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     user_property_max_num: Natural = 128
     #: bytes; a message group must be shorter than this
     max_message_group_size: Positive = 64
+    #: milliseconds from now; a message for a later time is refused, and by the broker with timerMaxDelaySec
     max_delay_time_mills: Natural = 86_400_000
     min_invisible_time_mills_for_recv: Natural = 10_000
     max_invisible_time_mills: Positive = 43_200_000
@@ -179,7 +186,6 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     grpc_client_consumer_max_long_polling_timeout_millis: Positive = 20_000
     grpc_client_consumer_long_polling_batch_size: Positive = 32
     grpc_client_producer_max_attempts: Positive = 3
-    #: milliseconds from now; a message for a later time is refused, and by the broker with timerMaxDelaySec
     grpc_client_producer_backoff_initial_millis: Natural = 10
     #: messages for a time get the delay level that comes next instead
     use_delay_level: bool = False

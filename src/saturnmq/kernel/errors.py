@@ -84,6 +84,10 @@ class InvalidParameter(SaturnError):
     """A header field or argument is missing or makes no sense."""
 
 
+class IllegalAttribute(SaturnError):
+    """An attribute of a topic or group cannot be changed in this way."""
+
+
 class IllegalFilter(SaturnError):
     """The filter expression cannot be understood."""
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from saturnmq.kernel.errors import IllegalGroup, IllegalTopic
 
 READ, WRITE, INHERIT = 4, 2, 1
+#: the bit of topics whose messages have priorities
+PRIORITY = 8
 READ_WRITE = READ | WRITE
 
 RETRY_PREFIX = "%RETRY%"
@@ -38,6 +40,8 @@ SYSTEM_TOPICS = frozenset(
     {
         DEFAULT_TOPIC, SCHEDULE_TOPIC, BENCHMARK_TOPIC, HALF_TOPIC, TRACE_TOPIC, OP_HALF_TOPIC,
         TRANS_CHECK_MAX_TIME_TOPIC, SELF_TEST_TOPIC, OFFSET_MOVED_TOPIC,
+        # Apache's broker has these for itself when it keeps things in RocksDB; ours only keeps the names
+        "CHECKPOINT_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC", "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC",
     }
 )  # fmt: skip
 #: topics that no client may send to
@@ -59,7 +63,9 @@ LEVEL_WAITS_MS = (
 )  # fmt: skip
 
 MAX_TOPIC_LENGTH = 127
-MAX_GROUP_LENGTH = 120  # so that %RETRY%<group> is still a topic
+#: of %RETRY%<group>_<topic> and %DLQ%<group>
+MAX_DERIVED_TOPIC_LENGTH = 255
+MAX_GROUP_LENGTH = 120
 _NAME = re.compile(r"[%|a-zA-Z0-9_-]+\Z")
 
 
@@ -120,8 +126,8 @@ class CustomizedRetry(msgspec.Struct, rename="camel"):
     next: list[int] = msgspec.field(default_factory=lambda: list(LEVEL_WAITS_MS))
 
 
-class GroupRetryPolicy(msgspec.Struct, rename="camel", omit_defaults=True):
-    type: str = "CUSTOMIZED"
+class GroupRetryPolicy(msgspec.Struct, rename="camel"):
+    type: Literal["CUSTOMIZED", "EXPONENTIAL"] = "CUSTOMIZED"
     exponential_retry_policy: ExponentialRetry | None = None
     customized_retry_policy: CustomizedRetry | None = None
 
@@ -229,8 +235,9 @@ def check_topic(topic: str) -> None:
     """Raises IllegalTopic unless the name can be a topic (common/topic/TopicValidator.java)."""
     if not topic.strip():
         raise IllegalTopic("the topic is empty")
-    if len(topic) > MAX_TOPIC_LENGTH:
-        raise IllegalTopic(f"the topic has {len(topic)} characters, the limit is {MAX_TOPIC_LENGTH}")
+    most = MAX_DERIVED_TOPIC_LENGTH if topic.startswith((RETRY_PREFIX, DLQ_PREFIX)) else MAX_TOPIC_LENGTH
+    if len(topic) > most:
+        raise IllegalTopic(f"the topic has {len(topic)} characters, the limit is {most}")
     if not _NAME.match(topic):
         raise IllegalTopic(f"the topic {topic!r} has a character outside of letters, digits and % | _ -")
 

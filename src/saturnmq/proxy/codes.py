@@ -28,6 +28,7 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.IllegalDeliveryTime: pb.ILLEGAL_DELIVERY_TIME,
     errors.MessageTypeMismatch: pb.MESSAGE_PROPERTY_CONFLICT_WITH_TYPE,
     errors.InvalidParameter: pb.BAD_REQUEST,
+    errors.IllegalAttribute: pb.BAD_REQUEST,
     errors.IllegalFilter: pb.ILLEGAL_FILTER_EXPRESSION,
     errors.IllegalInvisibleTime: pb.ILLEGAL_INVISIBLE_TIME,
     errors.IllegalPollingTime: pb.ILLEGAL_POLLING_TIME,

@@ -70,6 +70,20 @@ class DiskSpace:
         root, *logs = (self._spaces[directory] for directory in self._directories)
         return max(root, min(logs, key=lambda space: space.used_percent), key=lambda space: space.used_percent)
 
+    @property
+    def root(self) -> Space:
+        """Of the store's own directory."""
+        return self._spaces[self._directories[0]]
+
+    @property
+    def logs(self) -> list[Space]:
+        """Of the directories that log files are made in."""
+        return [self._spaces[directory] for directory in self._directories[1:]]
+
+    def configure(self, config: StoreConfig) -> None:
+        """Other limits, from the next look on."""
+        self._config = config
+
     def look(self) -> None:
         """At once, on this thread. Raises OSError."""
         self._looked(_look(self._disk, self._directories))

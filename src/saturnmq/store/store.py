@@ -113,15 +113,18 @@ class Store:
         )
         self._hot = HotReader(self._log, self._queues.files, self._open_files)
         self._index = Index(disk, config, self._log, clock, reader, self._arm)
-        self._space = DiskSpace(disk, writable, config, clock, reader, self._looked_at_disk)
+        self.space = DiskSpace(disk, writable, config, clock, reader, self._looked_at_disk)
         self._retention = Retention(
-            disk, self._log, self._queues, self._index, self._space, config, clock, reader,
+            disk, self._log, self._queues, self._index, self.space, config, clock, reader,
             flush=self.flush, on_delete=self._open_files.drop,
         )  # fmt: skip
         #: who is asked before old messages are deleted
         self.lodgers = self._retention.lodgers
         self.lodgers["entries of consume queues"] = lambda end: min(end, self._queued)
         self.clean = self._retention.clean
+        #: since the start: messages appended and refused, reads with messages and without
+        self.appended = self.refused = self.found = self.missed = 0
+        self._opened_at = 0
         self._lock: Lock | None = None
         self._checkpoint: Checkpoint
         self._abort: Abort
@@ -143,6 +146,7 @@ class Store:
         #: deleted with the log knows only from its entries which offset comes next
         self._seen = self._queued = 0
         self._tick: Timer | None = None
+        self._tick_ms = 0
         self._writing_queues = False
         self._next_checkpoint_ms = 0
         #: the answer to `stop`
@@ -176,7 +180,7 @@ class Store:
         ).run()  # fmt: skip
         self._log.start(recovered.first, recovered.end)
         self._stored_ms = self._seen_ms = recovered.stored_ms
-        self._seen = self._queued = recovered.end
+        self._seen = self._queued = self._opened_at = recovered.end
         self._commit = GroupCommit(
             self._log,
             checkpoint,
@@ -190,14 +194,14 @@ class Store:
         self._abort.write()
         self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
         self._refusal = None
-        self._space.start()
+        self.space.start()
         self._retention.start()
         self._index.open(crashed=self._abort.present, ours=self._abort.ours, checkpoint_ms=checkpoint.index_ms)
 
     def stop(self) -> Reply[None]:
         """Refuse appends from now on; answers when all is durable and no thread works for the store any more."""
         self._refusal = self._refusal or "the broker is stopping"
-        self._space.stop()
+        self.space.stop()
         return chain(self._retention.stop(), lambda _: self._stop())
 
     def _stop(self) -> Reply[None]:
@@ -233,7 +237,7 @@ class Store:
             self._close_cleanly()
         self._commit.stop(ServiceUnavailable(self._refusal))
         self._queues.stop()
-        self._space.stop()
+        self.space.stop()
         self._retention.stop()
         self._index.close()
         self._log.close()
@@ -285,6 +289,7 @@ class Store:
         IllegalTopic, BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and
         messages before the one that found no room may be stored."""
         if self._short is not None and (self._stuck or not urgent):
+            self.refused += len(messages)
             raise ServiceUnavailable(self._short)
         sizes = self._check(messages)
         commit_log, queues, store_host = self._log, self._queues.known, self.store_host
@@ -318,6 +323,7 @@ class Store:
                 code = tags_code(topic, properties, stored_ms, self._delays_ms)
                 self._rows.append((position + size, position, size, queue, offset, code, properties, stored_ms))
             appended.append(Appended(position, size, queue_id, offset, stored_ms))
+        self.appended += len(appended)
         return appended
 
     def _check(self, messages: Sequence[Message]) -> list[int]:
@@ -350,15 +356,15 @@ class Store:
     def _no_room(self, error: OSError) -> ServiceUnavailable:
         if self._log.broken:
             self._fail(error)
-        return ServiceUnavailable(self._space.explain(error) if is_no_room(error) else _describe(error))
+        return ServiceUnavailable(self.space.explain(error) if is_no_room(error) else _describe(error))
 
     def _looked_at_disk(self) -> None:
         """There is room, or there is not."""
-        self._log.full = self._space.full
+        self._log.full = self.space.full
         if self._stuck:
             self._write()
         if not self._stuck:
-            self._short = self._space.refusal
+            self._short = self.space.refusal
 
     def _queues_found_no_room(self, error: BaseException) -> None:
         """The entries wait in memory; a log that cannot grow does not let them become many."""
@@ -379,7 +385,7 @@ class Store:
             if self._log.broken:
                 self._fail(error)
             elif not self._stuck:
-                self._stuck, self._short = True, self._space.explain(error)
+                self._stuck, self._short = True, self.space.explain(error)
                 log.error("%s", self._short)
             return
         self._stuck = False
@@ -387,6 +393,21 @@ class Store:
             self._show(self._log.written)
         if self._log.written > self._commit.flushed:
             self._commit.written()
+
+    @property
+    def first(self) -> int:
+        """Where the log begins."""
+        return self._log.first
+
+    @property
+    def appended_bytes(self) -> int:
+        """Of the log since the start."""
+        return self._log.end - self._opened_at
+
+    @property
+    def unseen_bytes(self) -> int:
+        """Of messages that readers do not see yet."""
+        return self._log.end - self._rows[0][1] if self._rows else 0
 
     def when_durable(self, position: int, value: T) -> Reply[T]:
         """The value when everything below the log position may be acknowledged: under SYNC_FLUSH after a successful
@@ -435,8 +456,13 @@ class Store:
         self._write_queues_at(self._clock.now_ms() + self._config.flush_interval_consume_queue)
 
     def _write_queues_at(self, when_ms: int) -> None:
-        if self._tick is None and not self._writing_queues and not self._failed:
-            self._tick = self._clock.call_at(when_ms, self._write_queues)
+        """Or sooner."""
+        if self._writing_queues or self._failed or (self._tick is not None and self._tick_ms <= when_ms):
+            return
+        if self._tick is not None:
+            self._tick.cancel()
+        self._tick_ms = when_ms
+        self._tick = self._clock.call_at(when_ms, self._write_queues)
 
     def _write_queues(self) -> None:
         """Bring the tails into the files, once their records are durable; sometimes make the files durable too."""
@@ -506,10 +532,13 @@ class Store:
         they are in memory, else later. The first one is given even if it is longer than `max_bytes`."""
         queue = self._queues.find(topic, queue_id)
         if queue is None:
+            self.missed += 1
             return Found(status=FoundStatus.EMPTY, next_offset=0, min_offset=0, max_offset=0)
         low, high = queue.min_offset, queue.max_offset
         if not low <= offset < high:
+            self.missed += 1
             return _outside(offset, low, high)
+        self.found += 1
         file_size = self._log.file_size
 
         def find(reader: Reader) -> Found:
@@ -675,11 +704,19 @@ class Store:
         self._background.run(look, later.resolve, failed)
         return later
 
+    def configure(self, config: StoreConfig) -> None:
+        """Take over what may change while the store is open: when messages are deleted, how full the disk may be, how
+        long messages may be, how many a query finds. Raises ValueError."""
+        self._retention.configure(config)
+        self.space.configure(config)
+        self.config = self._config = config
+        self._max_body = config.max_message_size
+
     def measure(self, metrics: Metrics) -> None:
         """Show what the store's files take."""
         metrics.gauge("saturnmq_commit_log_min_offset", "Log position of the oldest byte kept", lambda: self._log.first)
         metrics.gauge("saturnmq_commit_log_max_offset", "Log position of the next message", lambda: self._log.end)
-        self._space.measure(metrics)
+        self.space.measure(metrics)
 
 
 def _outside(offset: int, low: int, high: int) -> Found:

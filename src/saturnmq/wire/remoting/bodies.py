@@ -13,7 +13,7 @@ import msgspec
 
 from saturnmq.kernel.errors import InvalidParameter, ProtocolError
 from saturnmq.kernel.ports import ConsumeType, MessageModel
-from saturnmq.kernel.topic import BrokerData, DataVersion, MessageQueue, TopicConfig
+from saturnmq.kernel.topic import BrokerData, DataVersion, GroupConfig, MessageQueue, TopicConfig
 from saturnmq.wire.remoting import json
 
 T = TypeVar("T")
@@ -175,15 +175,89 @@ class TopicConfigTable(msgspec.Struct, rename="camel"):
     data_version: DataVersion = msgspec.field(default_factory=DataVersion)
 
 
+class TopicConfigAndMappingTable(TopicConfigTable, rename="camel", kw_only=True):
+    """The topics of a broker as tools ask for them. Ours has no static topics: nothing is mapped."""
+
+    mapping_data_version: DataVersion
+    topic_queue_mapping_detail_map: dict[str, str] = {}
+    topic_queue_mapping_info_map: dict[str, str] = {}
+
+
+class TopicConfigs(msgspec.Struct, rename="camel"):
+    """Topics that an operator makes or changes together."""
+
+    topic_config_list: list[TopicConfig]
+
+
+class GroupConfigs(msgspec.Struct, rename="camel"):
+    """Consumer groups that an operator makes or changes together."""
+
+    group_config_list: list[GroupConfig]
+
+
+class GroupConfigTable(msgspec.Struct, rename="camel", kw_only=True):
+    """The consumer groups of a broker."""
+
+    subscription_group_table: dict[str, GroupConfig]
+    #: group → topic → bits of what it may not do
+    forbidden_table: dict[str, dict[str, int]]
+    data_version: DataVersion
+
+
+class GroupForbidden(msgspec.Struct):
+    """Whether a group may read a topic."""
+
+    group: str
+    topic: str
+    readable: bool
+
+
+class GroupList(msgspec.Struct, rename="camel"):
+    group_list: list[str]
+
+
+class TopicOffset(msgspec.Struct, rename="camel"):
+    """Where one queue begins and ends; 0: it is empty."""
+
+    min_offset: int
+    max_offset: int
+    #: when its last message was stored, milliseconds
+    last_update_timestamp: int
+
+
+class TopicStats(msgspec.Struct, rename="camel"):
+    """How far the queues of a topic have come (GET_TOPIC_STATS_INFO)."""
+
+    #: MessageQueue → TopicOffset, in fastjson's form (`json.write_queue_map`)
+    offset_table: msgspec.Raw
+    topic_put_tps: float
+
+
+class StatsItem(msgspec.Struct):
+    """One statistic over some time: the sum, that per second, and that per call."""
+
+    sum: int
+    tps: float
+    avgpt: float
+
+
+class StatsData(msgspec.Struct, rename="camel"):
+    """One statistic (VIEW_BROKER_STATS_DATA)."""
+
+    stats_minute: StatsItem
+    stats_hour: StatsItem
+    stats_day: StatsItem
+
+
+class KVTable(msgspec.Struct):
+    table: dict[str, str]
+
+
 class RegisterBrokerBody(msgspec.Struct, rename="camel"):
     """What a broker tells NameServers."""
 
     topic_config_serialize_wrapper: TopicConfigTable = msgspec.field(default_factory=TopicConfigTable)
     filter_server_list: list[str] = []
-
-
-class KVTable(msgspec.Struct):
-    table: dict[str, str]
 
 
 def decode_registration(body: bytes, *, topics_only: bool = False) -> RegisterBrokerBody:
@@ -221,7 +295,7 @@ def encode_registration(body: RegisterBrokerBody, *, compressed: bool) -> bytes:
     parts = [_LENGTH.pack(len(entry)) + entry for entry in entries]
     parts.insert(1, _LENGTH.pack(len(topics)))
     parts.append(_LENGTH.pack(0))
-    return zlib.compress(b"".join(parts), zlib.Z_BEST_COMPRESSION)
+    return zlib.compress(b"".join(parts), zlib.Z_BEST_SPEED)
 
 
 def _inflate(body: bytes) -> bytes:
