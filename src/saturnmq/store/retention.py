@@ -104,6 +104,11 @@ class Retention:
         #: what was said of files that cannot be deleted since some were: it is said once
         self._said: set[str] = set()
 
+    def configure(self, config: StoreConfig) -> None:
+        """Other rules from now on. Raises ValueError."""
+        self._hours = parse_hours(config.delete_when)
+        self._config = config
+
     def start(self) -> None:
         """The log is open."""
         self._oldest = self._log.first
