@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 from saturnmq.disk.port import Buffer, Disk, File
 from saturnmq.kernel.clock import Background
 from saturnmq.kernel.errors import IllegalTopic
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Later, Reply, chain
 from saturnmq.store.commitlog import file_name, zero_tail
 from saturnmq.store.results import StoreRefused
 from saturnmq.store.space import is_no_room
@@ -46,6 +46,8 @@ _pack_entry = ENTRY.pack
 
 #: a queue, the offset of the first entry, the entries
 Tail: TypeAlias = "tuple[ConsumeQueue, int, bytes]"
+#: a queue's directory, the offset of the file's first entry
+QueueFile: TypeAlias = tuple[str, int]
 
 
 class MissingEntries(Exception):
@@ -214,12 +216,18 @@ class QueueFiles:
 
     def oldest(self, directory: str, low: int, high: int, first_position: int) -> int:
         """The first offset in [low, high) whose message stands at `first_position` of the log or behind it."""
+        if low >= high or not self._is_gone(directory, low, first_position):
+            return low
+        return _first_false(low + 1, high, lambda offset: self._are_gone(directory, offset, first_position))
 
-        def is_gone(offset: int) -> bool:
-            position, size = self.entry(directory, offset)
-            return 0 <= position < first_position or (position == 0 and size == FILLER_SIZE)
+    def _are_gone(self, directory: str, offset: int, first_position: int) -> bool:
+        """Whether the message of this entry is deleted, and the one before it: a damaged entry alone must not hide all
+        those before it. That of the oldest message left can still hide its own."""
+        return all(self._is_gone(directory, at, first_position) for at in (offset - 1, offset))
 
-        return _first_false(low, high, is_gone) if low < high and is_gone(low) else low
+    def _is_gone(self, directory: str, offset: int, first_position: int) -> bool:
+        position, size = self.entry(directory, offset)
+        return 0 <= position < first_position or (position == 0 and size == FILLER_SIZE)
 
     def expired(self, queue: QueueEnds, first_position: int) -> tuple[int, list[int]]:
         """Of a queue whose messages before this log position are deleted: the offset of the first one left, and the
@@ -228,9 +236,8 @@ class QueueFiles:
         starts = self.starts(queue.directory)
         if queue.low is None:
             low = starts[0] if starts else 0
-            while (
-                low < (starts or [0])[-1] and self.entry(queue.directory, low + self.per_file - 1)[0] < first_position
-            ):
+            last = starts[-1] if starts else 0
+            while low < last and self._are_gone(queue.directory, low + self.per_file - 1, first_position):
                 low += self.per_file
         else:
             low = self.oldest(queue.directory, queue.low, queue.high, first_position)
@@ -486,18 +493,17 @@ class ConsumeQueues:
 
     # ------------------------------------------------------------------------------------------- cleaning
 
-    def clean(self, first_position: int) -> Reply[int]:
+    def hide(self, first_position: int) -> Reply[list[QueueFile]]:
         """The messages before this log position, whose entries are durable, are going to be deleted: no queue shows
-        them any more, and files that hold no others are deleted, some queues at a time. Answers how many, or fails with
-        OSError."""
+        them any more. Answers which files hold no others, for `delete`, or fails with OSError."""
         self.log_first = first_position
-        cleaned: Later[int] = Later()
+        hidden: Later[list[QueueFile]] = Later()
         self._background.run(
             self._on_disk,
-            lambda on_disk: self._clean(list({**dict.fromkeys(on_disk), **self.known}), 0, cleaned),
-            cleaned.fail,
+            lambda on_disk: self._hide(list({**dict.fromkeys(on_disk), **self.known}), [], hidden),
+            hidden.fail,
         )
-        return cleaned
+        return hidden
 
     def _on_disk(self) -> list[tuple[str, int]]:
         return [
@@ -507,9 +513,10 @@ class ConsumeQueues:
             if name.isdigit()
         ]
 
-    def _clean(self, keys: list[tuple[str, int]], deleted: int, cleaned: Later[int]) -> None:
+    def _hide(self, keys: list[tuple[str, int]], gone: list[QueueFile], hidden: Later[list[QueueFile]]) -> None:
+        """Some queues at a time."""
         if not keys or self._stopped:
-            cleaned.resolve(deleted)
+            hidden.resolve(gone)
             return
         some, rest = keys[:QUEUES_PER_JOB], keys[QUEUES_PER_JOB:]
         ends, first_position, files = [self._ends(key) for key in some], self.log_first, self.files
@@ -518,27 +525,30 @@ class ConsumeQueues:
             return [files.expired(end, first_position) for end in ends]
 
         def looked(expired: list[tuple[int, list[int]]]) -> None:
-            gone = []
             for key, end, (low, starts) in zip(some, ends, expired, strict=True):
                 if key in self.known:
                     self.known[key].min_offset = max(self.known[key].min_offset, low)
-                gone += [(end.directory, start) for start in starts]
-            for directory, start in gone:
-                self._on_delete(f"{directory}/{file_name(start * ENTRY_BYTES)}")
-            if gone:
-                self._background.run(lambda: delete(gone), lambda _: go_on(len(gone)), cleaned.fail)
-            else:
-                go_on(0)
+                gone.extend((end.directory, start) for start in starts)
+            self._hide(rest, gone, hidden)
 
-        def delete(gone: list[tuple[str, int]]) -> None:
-            for directory, start in gone:
-                files.unlink(directory, start)
+        self._background.run(look, looked, hidden.fail)
+
+    def delete(self, gone: list[QueueFile]) -> Reply[None]:
+        """What `hide` found, when the log's files are deleted. Fails with OSError."""
+        if not gone or self._stopped:
+            return None
+        some, rest = gone[:QUEUES_PER_JOB], gone[QUEUES_PER_JOB:]
+        for directory, start in some:
+            self._on_delete(f"{directory}/{file_name(start * ENTRY_BYTES)}")
+
+        def delete() -> None:
+            for directory, start in some:
+                self.files.unlink(directory, start)
                 self._disk.sync_directory(directory)  # before the next one: no gap may be left
 
-        def go_on(more: int) -> None:
-            self._clean(rest, deleted + more, cleaned)
-
-        self._background.run(look, looked, cleaned.fail)
+        deleted: Later[None] = Later()
+        self._background.run(delete, deleted.resolve, deleted.fail)
+        return chain(deleted, lambda _: self.delete(rest))
 
     def _ends(self, key: tuple[str, int]) -> QueueEnds:
         queue = self.known.get(key)

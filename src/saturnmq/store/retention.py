@@ -11,7 +11,8 @@ are asked first, the lodgers. What they did with the ones before (a delayed mess
 in the log, and that is made durable before the file goes: else a power cut could take both.
 
 Nobody who reads can miss a file: first the queues stop showing its messages, then the log begins behind it, then it is
-deleted. A read in a thread that came before finds its file gone, and is made again (`Store._read`).
+deleted, and last the files of queues and index. A read in a thread that came before finds its file gone, and is made
+again (`Store._read`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.errors import ServiceUnavailable
 from saturnmq.kernel.later import Later, Reply, after, chain, gather, hear
 from saturnmq.store.commitlog import CommitLog
-from saturnmq.store.consumequeue import ConsumeQueues
+from saturnmq.store.consumequeue import ConsumeQueues, QueueFile
 from saturnmq.store.index import Index
 from saturnmq.store.space import DiskSpace
 
@@ -231,16 +232,17 @@ class Retention:
 
     def _clean_up(self, end: int) -> Reply[Cleaned]:
         """Delete the log's files below this position, the start of one, and what leads only there."""
-        return chain(self._queues.clean(end), lambda queue_files: self._hide(end, queue_files))
+        return chain(self._queues.hide(end), lambda queue_files: self._hide(end, queue_files))
 
-    def _hide(self, end: int, queue_files: int) -> Reply[Cleaned]:
+    def _hide(self, end: int, queue_files: list[QueueFile]) -> Reply[Cleaned]:
+        """The log goes first: whatever comes in between, no message is left in it that its queue does not know."""
         log_files = (end - self._oldest) // self._log.file_size
         self._log.first = max(self._log.first, end)
         index_paths = self._index.clean(end)
-        deleted = self._work(lambda: _unlink(self._disk, index_paths))
+        deleted = chain(self._unlink_log(end), lambda _: self._work(lambda: _unlink(self._disk, index_paths)))
         return after(
-            chain(deleted, lambda _: self._unlink_log(end)),
-            lambda _: Cleaned(log_files, queue_files, len(index_paths)),
+            chain(deleted, lambda _: self._queues.delete(queue_files)),
+            lambda _: Cleaned(log_files, len(queue_files), len(index_paths)),
         )
 
     def _unlink_log(self, end: int) -> Reply[None]:

@@ -172,7 +172,9 @@ class IndexCheck:
     def _items_of(self, path: str, header: _Header | None) -> Iterator[_Item]:
         self._totals.files += 1
         self._totals.bytes += size_of(self._disk, path)
-        if header is None or header.next_item > 1:
+        if header is None and self._state.crashed:
+            self._tell(Finding(False, path, None, "a crash has left this file without its header", _DROPPED))
+        elif header is None or header.next_item > 1:
             shape = find_shape(self._disk, path, Shape(self._config.max_hash_slot_num, self._config.max_index_num))
             if header is None or shape is None or header.next_item > shape.items:
                 what = "its size or header is not that of an index file of maxHashSlotNum and maxIndexNum"

@@ -257,7 +257,9 @@ class QueueCheck:
             start = int(file_name) // ENTRY_BYTES
             if starts and start != starts[-1] + self._per_file:
                 missing = self._path(directory, starts[-1] + self._per_file)
-                self._damage(missing, None, f"{name} lacks this file", f"a start refuses the queue. {_MADE_ANEW}")
+                # a crash may lose the name of a file and not that of the next; lost entries are told of one by one
+                effect = _HEALED if self._state.crashed else f"a start refuses the queue. {_MADE_ANEW}"
+                self._tell(Finding(not self._state.crashed, missing, None, f"{name} lacks this file", effect))
             starts.append(start)
         return starts
 

@@ -16,8 +16,10 @@ from saturnmq.disk.simulated import Event, Operation, SimulatedDisk, everything_
 from saturnmq.kernel.errors import NotFound, SaturnError, ServiceUnavailable
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.ports import Boundary
+from saturnmq.store.findings import Finding
 from saturnmq.store.results import FoundStatus
 from saturnmq.store.retention import Cleaned, parse_hours
+from saturnmq.store.verify import verify
 from saturnmq.testing.clock import VirtualClock
 
 HOUR_MS = 3_600_000
@@ -403,12 +405,12 @@ def test_what_lodgers_did_is_durable_before_a_file_goes() -> None:
     assert b"moved" in after.bodies()
 
 
-# --------------------------------------------------------------------------------------- crashes and failures
+# ------------------------------------------------------------------------------ crashes, failures and damage
 
 
 @pytest.mark.parametrize("survives", [nothing_survives, everything_survives, lambda event: _only_unlinks(event)])
 def test_a_crash_at_any_moment_of_a_cleaning(survives: Any) -> None:
-    stage = aged(mapped_file_size_consume_queue=100)
+    stage = aged(mapped_file_size_consume_queue=100, message_index_enable=True, max_index_num=10)
     fill(stage, 30)
     fill(stage, 8, queue_id=2)
     begin = len(stage.disk.events)
@@ -417,7 +419,10 @@ def test_a_crash_at_any_moment_of_a_cleaning(survives: Any) -> None:
     states = 0
     for end in range(begin, len(stage.disk.events) + 1):
         disk, clock = stage.disk.crashed(end, survives), VirtualClock(stage.clock.now_ms())
-        after = Stage(disk, clock=clock, mapped_file_size_consume_queue=100).open()
+        findings: list[Finding] = []
+        verify(disk, stage.config, findings.append)
+        assert not any(finding.is_damage for finding in findings), findings
+        after = Stage(disk, clock=clock, mapped_file_size_consume_queue=100, max_index_num=10).open()
         low = after.store.min_offset("Topic", 0)
         assert numbers(after) == list(range(low, 30))
         assert numbers(after, 2) == list(range(8))[-len(numbers(after, 2)) :]
@@ -484,3 +489,25 @@ def test_stopping_waits_for_the_file_that_goes() -> None:
     with pytest.raises(SaturnError):
         stage.wait(stage.store.clean(commit_log=False))
     stage.store.close()
+
+
+@pytest.mark.parametrize("offset", range(10, 26))
+@pytest.mark.parametrize("position", [1, 1 << 40])
+def test_a_damaged_entry_hides_no_other_message(offset: int, position: int) -> None:
+    """It leads before the log, as those of deleted messages do, or behind it."""
+    stage = aged(mapped_file_size_consume_queue=100)
+    fill(stage, 20)
+    stage.clock.advance(HOUR_MS // 2)
+    fill(stage, 20)
+    places = [(stored.commit_log_offset, stored.queue_offset) for stored in stage.all()]
+    file = stage.disk.open(f"consumequeue/Topic/0/{offset // 5 * 100:020d}")
+    file.pwrite(position.to_bytes(8, "big"), offset % 5 * 20)
+    file.close()
+    stage.clock.advance(HOUR_MS // 2)
+    left = [at for in_log, at in places if in_log >= log_files(stage)[0]]
+    assert 10 < len(left) < 30
+    if (offset, position) == (left[0], 1):
+        del left[0]  # nothing tells it from the last one that is deleted
+    assert [stored.queue_offset for stored in stage.all()] == left
+    stage.close()
+    assert [stored.queue_offset for stored in stage.again().all()] == left

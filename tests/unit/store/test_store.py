@@ -318,3 +318,14 @@ def test_descriptors_are_bounded() -> None:
     assert stage.disk.open_files < 520
     assert len(stage.store._queues._dirty) == 0
     assert sum(len(queue.tail) for queue in stage.store._queues.known.values()) == 0
+
+
+def test_entries_are_written_once_a_second() -> None:
+    """Whatever else is still waited for after the first ones: the next checkpoint."""
+    stage = Stage().open()
+    for count in range(1, 4):
+        stage.send(b"x")
+        stage.clock.advance(1_000)
+        assert stage.store._queues.unwritten == 0
+        entries = stage.disk.read_file(f"consumequeue/Topic/0/{0:020d}")
+        assert len(entries.rstrip(b"\0")) > (count - 1) * 20

@@ -161,6 +161,26 @@ def test_the_torn_end_of_a_killed_store() -> None:
     assert f"note    {LOG} at {appended.end}: what stands behind the log's end is no record" in verified.texts
 
 
+def test_files_whose_names_a_crash_has_lost() -> None:
+    """That of one queue file and not that of the next; an index file has its name and nothing else."""
+    stage = Stage(**INDEX).open()
+    for _ in range(4):
+        stage.send(*(b"x" * 20 for _ in range(6)))
+        stage.clock.advance(1500)
+    stage.disk.locks.clear()
+    stage.disk.unlink("consumequeue/Topic/0/00000000000000000200")
+    truncate(stage.disk, f"index/{stage.disk.list('index')[-1]}", 0)
+    verified = Verified(stage.disk)
+    assert verified.damages == []
+    assert "lacks this file; a start makes them from the commit log" in verified.texts
+    assert "has left this file without its header; a start makes this file" in verified.texts
+    stage.again().close()
+    assert Verified(stage.disk).texts == ""
+    stage.disk.unlink("consumequeue/Topic/0/00000000000000000200")
+    truncate(stage.disk, f"index/{stage.disk.list('index')[-1]}", 0)
+    assert len(Verified(stage.disk).damages) > 2
+
+
 def test_old_messages_that_were_deleted_are_not_missed() -> None:
     stage = store()
     stage.disk.unlink(LOG)
