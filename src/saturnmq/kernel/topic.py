@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -127,7 +127,8 @@ class CustomizedRetry(msgspec.Struct, rename="camel"):
 
 
 class GroupRetryPolicy(msgspec.Struct, rename="camel"):
-    type: Literal["CUSTOMIZED", "EXPONENTIAL"] = "CUSTOMIZED"
+    #: CUSTOMIZED or EXPONENTIAL
+    type: str = "CUSTOMIZED"
     exponential_retry_policy: ExponentialRetry | None = None
     customized_retry_policy: CustomizedRetry | None = None
 
