@@ -19,6 +19,7 @@ from saturnmq.broker.schedule import DelayLevels
 from saturnmq.broker.send import Sends
 from saturnmq.broker.settings import Settings
 from saturnmq.broker.stats import Stats
+from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
@@ -27,7 +28,7 @@ from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, chain, gather
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
-from saturnmq.kernel.topic import SCHEDULE_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
+from saturnmq.kernel.topic import SCHEDULE_TOPIC, TIMER_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
 from saturnmq.store.results import Arrival
 from saturnmq.store.store import Store
 
@@ -55,7 +56,8 @@ class Broker:
         self.groups = GroupTable(config, store.disk, clock, store.background)
         self.offsets = OffsetTable(store.disk, clock, store.flush, store.config.flush_interval_config, store.background)
         self.delays = DelayLevels(store, clock, store.config.message_delay_level)
-        for table in (self.topics, self.groups, self.offsets, self.delays):
+        self.timers = Timers(store, clock, random=random, metrics=metrics)
+        for table in (self.topics, self.groups, self.offsets, self.delays, self.timers):
             table.load()
         for topic in store.topics():
             if self.topics.get(topic) is None and (queues := store.queues(topic)):
@@ -64,7 +66,9 @@ class Broker:
         self.clients = ClientTable(self.groups, self.topics, clock, config.channel_expired_timeout)
         self.locks = QueueLocks(clock, config.lock_max_live_time)
         self.polls = LongPolls(clock, per_group=config.pop_polling_size, in_all=config.max_pop_polling_size)
-        self.sends = Sends(config, store, clock, self.topics, self.groups, self.locks, self.delays, random, metrics)
+        self.sends = Sends(
+            config, store, clock, self.topics, self.groups, self.locks, self.delays, self.timers, random, metrics
+        )
         self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
         self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
         self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.offsets, self.polls, metrics)
@@ -90,6 +94,7 @@ class Broker:
         self.stats = Stats(config.broker_cluster_name, store, clock, metrics)
         store.on_arrival = self._arrived
         store.lodgers["delayed messages"] = self.delays.pending_from
+        store.lodgers["messages for a time"] = self.timers.pending_from
         store.lodgers["messages in flight"] = self.pops.pending_from
         store.measure(metrics)
 
@@ -97,7 +102,7 @@ class Broker:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
         self.stats.start()
         self.delays.start()
-        return self.pops.start()
+        return chain(self.timers.start(), lambda _: self.pops.start())
 
     def register(self, names: NameServers, address: Address) -> None:
         """Become known under this address, and stay so. `brokerIP1` wins over its host."""
@@ -115,7 +120,7 @@ class Broker:
         self.delays.stop()
         self.pops.stop()
         written = gather([self.topics.write(), self.groups.write(), self.offsets.write()])
-        return chain(written, lambda _: self.delays.write())
+        return chain(chain(written, lambda _: self.delays.write()), lambda _: self.timers.stop())
 
     def _configure(self, config: BrokerConfig, store_config: StoreConfig) -> None:
         """Other settings are in force from now on. Raises ValueError before any of them is."""
@@ -167,3 +172,5 @@ class Broker:
         self.polls.arrived(arrival)
         if arrival.topic == SCHEDULE_TOPIC:
             self.delays.arrived(arrival.queue_id)
+        elif arrival.topic == TIMER_TOPIC:
+            self.timers.arrived()

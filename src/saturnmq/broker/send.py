@@ -7,6 +7,7 @@ from collections.abc import Callable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.schedule import DelayLevels
+from saturnmq.broker.timers import TIMERS, Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.clock import Clock
@@ -14,13 +15,13 @@ from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.errors import (
     BodyTooLarge,
     GroupNotFound,
-    IllegalDeliveryTime,
     IllegalMessage,
     InvalidParameter,
     NoPermission,
     NotSupported,
     TopicNotFound,
 )
+from saturnmq.kernel.handle import RecallHandle
 from saturnmq.kernel.later import Reply
 from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
 from saturnmq.kernel.metrics import Metrics
@@ -38,8 +39,6 @@ _SPECIAL = frozenset(
 )  # fmt: skip
 #: sysFlag bits of messages that are not simply appended
 _UNUSUAL = TRANSACTION_MASK | INNER_BATCH | NEED_UNWRAP
-#: in the order in which they count
-_TIMERS = (names.TIMER_DELAY_SEC, names.TIMER_DELAY_MS, names.TIMER_DELIVER_MS)
 
 
 class Sends:
@@ -57,11 +56,12 @@ class Sends:
         groups: GroupTable,
         locks: QueueLocks,
         delays: DelayLevels,
+        timers: Timers,
         random: Callable[[int], int],
         metrics: Metrics,
     ) -> None:
         self._store, self._clock, self._topics, self._groups = store, clock, topics, groups
-        self._locks, self._delays, self._random = locks, delays, random
+        self._locks, self._delays, self._timers, self._random = locks, delays, timers, random
         self.configure(config)
         #: what Apache's broker adds to every message; a consumer needs CLUSTER to answer a request
         self._stamp = names.encode(
@@ -95,13 +95,14 @@ class Sends:
             return self._send_batch(request.messages, topic)
         properties = request.properties
         unique_key = properties.get(names.UNIQUE_KEY)
+        recall_handle = None
         if (
             not unique_key
             or not _SPECIAL.isdisjoint(properties)
             or message.sys_flag & _UNUSUAL
             or topic.topic_name.startswith(RETRY_PREFIX)
         ):
-            self._prepare(request, message, properties)
+            recall_handle = self._prepare(request, message, properties)
             unique_key = properties[names.UNIQUE_KEY]
         elif message.properties.endswith(b"\x02"):
             message.properties += self._stamp
@@ -117,6 +118,7 @@ class Sends:
             message_id=offset_message_id(self._store.store_host, appended.commit_log_offset),
             commit_log_offset=appended.commit_log_offset,
             transaction_id=unique_key,
+            recall_handle=recall_handle,
         )
         if properties.get(names.WAIT) == "false":
             return receipt
@@ -165,6 +167,8 @@ class Sends:
         for message in messages:
             message.queue_id = queue_id
             size += len(message.body)
+            if b"TIMER_DEL" in message.properties and not names.decode(message.properties).keys().isdisjoint(TIMERS):
+                raise IllegalMessage("a batch cannot have messages for a time: send them one by one")
         if size > self._store.config.max_message_size:
             raise BodyTooLarge(f"the batch has {size} bytes, the limit is {self._store.config.max_message_size}")
         appended = self._store.append(messages)
@@ -180,8 +184,9 @@ class Sends:
         )
         return self._store.when_durable(appended[-1].end, receipt)
 
-    def _prepare(self, request: SendRequest, message: Message, properties: dict[str, str]) -> None:
-        """The rare cases of `send`: rewrites the message and its properties. Raises what is not supported."""
+    def _prepare(self, request: SendRequest, message: Message, properties: dict[str, str]) -> str | None:
+        """The rare cases of `send`: rewrites the message and its properties, and gives what recalls it. Raises what is
+        not supported."""
         if not properties.get(names.UNIQUE_KEY):
             properties[names.UNIQUE_KEY] = f"{self._random(1 << 128):032X}"
         for name in (names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER):
@@ -194,13 +199,16 @@ class Sends:
         if message.sys_flag & TRANSACTION_MASK or (is_half and not (message.reconsume_times > 0 and level > 0)):
             raise NotSupported("transactions are not supported by this version of SaturnMQ")
         if level > 0:
-            for name in _TIMERS:
+            for name in TIMERS:
                 properties.pop(name, None)
-        else:
-            self._check_timers(properties)
+        topic = message.topic
+        slot_ms = None if level > 0 else self._timers.postpone(message, properties)
         message.properties = names.encode(properties) + self._stamp
         if level > 0:
             self._delays.postpone(message, level)
+        if slot_ms is None or topic.startswith(RETRY_PREFIX):
+            return None
+        return RecallHandle.of(topic, self._config.broker_name, slot_ms, properties[names.UNIQUE_KEY]).encode()
 
     def _send_to_dead_letters(self, request: SendRequest, message: Message, properties: dict[str, str]) -> bool:
         """Whether a consumer tried it often enough; then the message goes to the dead letters instead."""
@@ -216,28 +224,6 @@ class Sends:
         properties[names.DELAY] = "-1"
         self._dead.add((group,))
         return True
-
-    def _check_timers(self, properties: dict[str, str]) -> None:
-        """Raises unless a delivery at an arbitrary time is due already (util/HookUtils.java)."""
-        timer = next((name for name in _TIMERS if name in properties), None)
-        if timer is None:
-            return
-        try:
-            value = int(properties[timer])
-        except ValueError:
-            raise IllegalDeliveryTime(f"the property {timer} is not a number: {properties[timer]!r}") from None
-        now_ms = self._clock.now_ms()
-        due_ms = {
-            names.TIMER_DELAY_SEC: now_ms + value * 1000,
-            names.TIMER_DELAY_MS: now_ms + value,
-            names.TIMER_DELIVER_MS: value,
-        }[timer]
-        if due_ms > now_ms:
-            raise NotSupported(
-                f"{timer}: this version of SaturnMQ does not deliver at an arbitrary time, use a delay level"
-            )
-        if names.TIMER_DEL_UNIQUE_KEY in properties:
-            raise IllegalDeliveryTime("a message that recalls another must be due before it, in the future")
 
 
 def _integer(text: str | None) -> int:

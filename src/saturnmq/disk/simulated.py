@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import TypeAlias
 
 import msgspec
 
@@ -62,13 +63,72 @@ def _parent(path: str) -> str:
     return os.path.dirname(path)
 
 
+class Sparse:
+    """The content of a file that is mostly a hole, as far as this disk uses a bytearray."""
+
+    _PAGE = 4096
+
+    def __init__(self, content: bytearray | Sparse) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._size = len(content)
+        self[0 : self._size] = bytes(content[0 : self._size])
+
+    def copy(self) -> Sparse:
+        copied = Sparse(bytearray())
+        copied._size = self._size
+        copied._pages = {number: page.copy() for number, page in self._pages.items()}
+        return copied
+
+    def __len__(self) -> int:
+        return self._size
+
+    def extend(self, zeros: bytes) -> None:
+        self.grow(self._size + len(zeros))
+
+    def grow(self, size: int) -> None:
+        self._size = size
+
+    def __getitem__(self, where: slice) -> bytes:
+        start, stop, _ = where.indices(self._size)
+        parts = []
+        while start < stop:
+            number, at = divmod(start, self._PAGE)
+            end = min(stop, (number + 1) * self._PAGE)
+            page = self._pages.get(number)
+            parts.append(bytes(end - start) if page is None else page[at : at + end - start])
+            start = end
+        return b"".join(parts)
+
+    def __setitem__(self, where: slice, data: bytes) -> None:
+        start, stop, _ = where.indices(self._size)
+        assert stop - start == len(data), "no other assignment is needed"
+        for at in range(start // self._PAGE * self._PAGE, stop, self._PAGE):
+            begin, end = max(start, at), min(stop, at + self._PAGE)
+            part = data[begin - start : end - start]
+            if at // self._PAGE in self._pages or any(part):
+                page = self._pages.setdefault(at // self._PAGE, bytearray(self._PAGE))
+                page[begin - at : end - at] = part
+
+    def __delitem__(self, where: slice) -> None:
+        size = where.indices(self._size)[0]
+        self._pages = {number: page for number, page in self._pages.items() if number * self._PAGE < size}
+        if size % self._PAGE and (last := self._pages.get(size // self._PAGE)) is not None:
+            last[size % self._PAGE :] = bytes(self._PAGE - size % self._PAGE)
+        self._size = size
+
+
+#: what a file holds
+Content: TypeAlias = bytearray | Sparse
+#: a file that gets so many zeros at once is kept as a hole with something in it
+_LARGE_HOLE = 8 << 20
+
+
 class SimulatedFile:
     """See `disk.port.File`."""
 
     def __init__(self, disk: SimulatedDisk, path: str, inode: int) -> None:
         self._disk = disk
         self._inode = inode
-        self._content = disk.inodes[inode]
         self.path = path
         self.closed = False
         disk.open_files += 1
@@ -77,29 +137,29 @@ class SimulatedFile:
         assert not self.closed
         data = bytes(data)
         self._disk.check(Operation.WRITE, self.path)
-        _write(self._content, data, offset)
+        _write(self._disk.inodes[self._inode], data, offset)
         self._disk.record(Operation.WRITE, self.path, inode=self._inode, offset=offset, data=data)
 
     def pread(self, size: int, offset: int) -> bytes:
         assert not self.closed
         self._disk.cold.discard(self.path)
-        return bytes(self._content[offset : offset + size])
+        return bytes(self._disk.inodes[self._inode][offset : offset + size])
 
     def try_pread(self, size: int, offset: int) -> memoryview | None:
         assert not self.closed
         if self.path in self._disk.cold:
             return None
-        return memoryview(bytes(self._content[offset : offset + size]))
+        return memoryview(bytes(self._disk.inodes[self._inode][offset : offset + size]))
 
     def size(self) -> int:
-        return len(self._content)
+        return len(self._disk.inodes[self._inode])
 
     def data_from(self, offset: int) -> int:
         return offset
 
     def truncate(self, size: int) -> None:
         self._disk.check(Operation.TRUNCATE, self.path)
-        _truncate(self._content, size)
+        _truncate(self._disk.inodes, self._inode, size)
         self._disk.record(Operation.TRUNCATE, self.path, inode=self._inode, size=size)
 
     def allocate(self, offset: int, size: int) -> None:
@@ -133,7 +193,7 @@ class SimulatedDisk:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.inodes: dict[int, bytearray] = {}
+        self.inodes: dict[int, Content] = {}
         self.names: dict[str, int] = {}
         self.directories: set[str] = {""}
         self.locks: set[str] = set()
@@ -148,7 +208,7 @@ class SimulatedDisk:
         #: by directory: bytes used and free
         self.spaces: dict[str, tuple[int, int]] = {}
         #: what this disk held when it was made, durable
-        self._base: tuple[dict[int, bytes], dict[str, int], set[str]] = ({}, {}, {""})
+        self._base: tuple[dict[int, Content], dict[str, int], set[str]] = ({}, {}, {""})
 
     # ------------------------------------------------------------------------------------------ the stage
 
@@ -190,7 +250,7 @@ class SimulatedDisk:
         after = SimulatedDisk()
         after.now_ms, after.modified = self.now_ms, dict(self.modified)
         contents, names, directories = self._base
-        after.inodes = {inode: bytearray(content) for inode, content in contents.items()}
+        after.inodes = {inode: content.copy() for inode, content in contents.items()}
         after.names, after.directories = dict(names), set(directories)
         for at, event in enumerate(history):
             if event.operation is Operation.CREATE:
@@ -201,7 +261,7 @@ class SimulatedDisk:
             if _parent(path) not in after.directories:
                 after.directories.discard(path)
         after.names = {path: inode for path, inode in after.names.items() if _parent(path) in after.directories}
-        after._base = ({i: bytes(c) for i, c in after.inodes.items()}, dict(after.names), set(after.directories))
+        after._base = ({i: c.copy() for i, c in after.inodes.items()}, dict(after.names), set(after.directories))
         return after
 
     def _replay(self, event: Event, ranges: Sequence[tuple[int, int]]) -> None:
@@ -212,7 +272,7 @@ class SimulatedDisk:
                 for start, end in ranges:
                     _write(self.inodes[event.inode], event.data[start:end], event.offset + start)
             case Operation.TRUNCATE:
-                _truncate(self.inodes[event.inode], event.size)
+                _truncate(self.inodes, event.inode, event.size)
             case Operation.MKDIR:
                 self.directories.add(event.path)
             case Operation.RENAME:
@@ -316,12 +376,17 @@ class SimulatedDisk:
         return Space(path or ".", *self.spaces.get(path, (0, 1 << 40)))
 
 
-def _write(content: bytearray, data: bytes, offset: int) -> None:
+def _write(content: Content, data: bytes, offset: int) -> None:
     if len(content) < offset + len(data):
         content.extend(bytes(offset + len(data) - len(content)))
     content[offset : offset + len(data)] = data
 
 
-def _truncate(content: bytearray, size: int) -> None:
+def _truncate(contents: dict[int, Content], inode: int, size: int) -> None:
+    content = contents[inode]
     del content[size:]
-    content.extend(bytes(size - len(content)))
+    if size - len(content) > _LARGE_HOLE or isinstance(content, Sparse):
+        contents[inode] = sparse = Sparse(content)
+        sparse.grow(size)
+    else:
+        content.extend(bytes(size - len(content)))

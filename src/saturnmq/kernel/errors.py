@@ -136,6 +136,14 @@ class SystemBusy(SaturnError):
     """A limit on work in progress is reached; the client should wait and try again."""
 
 
+class TimersDisabled(NotSupported):
+    """Messages for an arbitrary time are not taken: timerWheelEnable=false."""
+
+
+class TimersCongested(SystemBusy):
+    """Too many messages are due at the same time (timerCongestNumEachSlot)."""
+
+
 class ServiceUnavailable(SaturnError):
     """The broker takes no requests of this kind now: it stops, its disk is full or failed."""
 

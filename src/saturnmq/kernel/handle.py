@@ -1,12 +1,17 @@
-"""The receipt handle: what a consumer holds for a message that it has received and not yet acknowledged."""
+"""Handles: what a client holds of a message, to say later which one it means.
+
+The receipt handle is a consumer's, for a message that it has received and not yet acknowledged; the recall handle is a
+producer's, for a message whose time has not come.
+"""
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from enum import IntEnum
 
 import msgspec
 
-from saturnmq.kernel.errors import InvalidReceiptHandle
+from saturnmq.kernel.errors import IllegalOperation, InvalidReceiptHandle
 
 #: of 64 bits with a sign
 MAX_NUMBER = (1 << 63) - 1
@@ -76,3 +81,39 @@ class ReceiptHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             )
         except ValueError as error:
             raise InvalidReceiptHandle(f"the receipt handle {text[:200]!r} cannot be read: {error}") from None
+
+
+class RecallHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One message that is for a time. Text form: `v1 topic brokerName time messageId` in URL-safe Base64
+    (common/producer/RecallMessageHandle.java)."""
+
+    topic: str
+    broker_name: str
+    #: milliseconds; falls into the slot of the message when what takes it back is due then
+    time_ms: int
+    #: the unique key
+    message_id: str
+
+    @classmethod
+    def of(cls, topic: str, broker_name: str, slot_ms: int, message_id: str) -> RecallHandle:
+        """Of a message in this slot (its TIMER_OUT_MS)."""
+        return cls(topic=topic, broker_name=broker_name, time_ms=slot_ms + 1, message_id=message_id)
+
+    def encode(self) -> str:
+        return urlsafe_b64encode(
+            f"v1 {self.topic} {self.broker_name} {self.time_ms} {self.message_id}".encode()
+        ).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> RecallHandle:
+        """Raises IllegalOperation. A time that is no number is -1, as Apache reads it."""
+        try:
+            data = text.encode("ascii")
+            fields = urlsafe_b64decode(data + b"=" * (-len(data) % 4)).decode().split(" ")
+        except ValueError:
+            fields = []
+        if len(fields) < 5 or fields[0] != "v1":
+            raise IllegalOperation("recall handle is invalid")
+        _, topic, broker_name, time, message_id, *_ = fields
+        time_ms = int(time) if time.isascii() and time.isdigit() else -1
+        return cls(topic=topic, broker_name=broker_name, time_ms=time_ms, message_id=message_id)

@@ -42,6 +42,7 @@ from saturnmq.store.reading import (
     read_entries,
     read_position,
     read_record,
+    read_places,
     read_stored_ms,
 )
 from saturnmq.store.recovery import Recovery
@@ -280,10 +281,15 @@ class Store:
 
     @property
     def end(self) -> int:
+    @property
+    def crashed(self) -> bool:
+        """It was not closed before it was opened."""
+        return self._abort.present
+
         """Where the next record will begin, or its file."""
         return self._log.end
 
-    def append(self, messages: Sequence[Message], *, urgent: bool = False) -> list[Appended]:
+    def append(self, messages: Sequence[Message], *, urgent: bool = False, again: bool = False) -> list[Appended]:
         """Give each message the next offset of its queue and its place in the log; readers see it later. `urgent`: what
         consumers need to come to an end with what they have, taken as long as there is any room at all. Raises
         IllegalTopic, BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and
@@ -291,7 +297,7 @@ class Store:
         if self._short is not None and (self._stuck or not urgent):
             self.refused += len(messages)
             raise ServiceUnavailable(self._short)
-        sizes = self._check(messages)
+        sizes = self._check(messages, self._max_record if again else self._max_body)
         commit_log, queues, store_host = self._log, self._queues.known, self.store_host
         now_ms = self._clock.now_ms()
         stored_ms = self._stored_ms = now_ms if now_ms > self._stored_ms else self._stored_ms
@@ -326,13 +332,13 @@ class Store:
         self.appended += len(appended)
         return appended
 
-    def _check(self, messages: Sequence[Message]) -> list[int]:
+    def _check(self, messages: Sequence[Message], max_body: int) -> list[int]:
         """The sizes of the messages' records, when all of them may be appended."""
         if self._refusal is not None:
             raise ServiceUnavailable(self._refusal)
         if self._queues.unwritten > MAX_UNWRITTEN_ENTRIES:
             raise SystemBusy("the disk is too slow: the consume queues are far behind the commit log; try again later")
-        store_host, max_body, max_record = self.store_host, self._max_body, self._max_record
+        store_host, max_record = self.store_host, self._max_record
         sizes = []
         for message in messages:
             size = size_of(message, store_host=store_host)
@@ -577,6 +583,10 @@ class Store:
     def max_offset(self, topic: str, queue_id: int) -> int:
         """Of the next message to become visible; 0 of an unknown queue."""
         queue = self._queues.find(topic, queue_id)
+    def records(self, places: Sequence[tuple[int, int]]) -> Reply[list[bytes | None]]:
+        """The records at these log positions and of these sizes, all visible; None where no such one stands."""
+        return self._read(lambda reader: read_places(reader, places), lambda: self.records(places))
+
         return 0 if queue is None else queue.max_offset
 
     def offset_by_time(self, topic: str, queue_id: int, stored_ms: int, boundary: Boundary) -> Reply[int]:
@@ -587,6 +597,11 @@ class Store:
             return 0
         low, high = queue.min_offset, queue.max_offset
         return self._read(
+    def next_offset(self, topic: str, queue_id: int) -> int:
+        """Of the next message to be appended; 0 of an unknown queue."""
+        queue = self._queues.find(topic, queue_id)
+        return 0 if queue is None else queue.next_offset
+
             lambda reader: find_time(reader, queue, low, high, stored_ms, boundary),
             lambda: self.offset_by_time(topic, queue_id, stored_ms, boundary),
             queue,

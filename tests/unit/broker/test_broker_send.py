@@ -85,7 +85,7 @@ def test_only_the_broker_sets_its_properties() -> None:
         ("x" * 128, {}, {}, b"x", ResponseCode.INVALID_PARAMETER, "128"),
         ("orders", {"e": 4}, {}, b"x", ResponseCode.INVALID_PARAMETER, "request queueId[4] is illegal"),
         ("orders", {}, {"TRAN_MSG": "true"}, b"x", ResponseCode.REQUEST_CODE_NOT_SUPPORTED, "transactions"),
-        ("orders", {}, {"TIMER_DELAY_SEC": "3"}, b"x", ResponseCode.REQUEST_CODE_NOT_SUPPORTED, "TIMER_DELAY_SEC"),
+        ("orders", {}, {"TIMER_DELAY_SEC": "259201"}, b"x", ResponseCode.MESSAGE_ILLEGAL, "timerMaxDelaySec"),
         ("orders", {}, {"TIMER_DELIVER_MS": "soon"}, b"x", ResponseCode.MESSAGE_ILLEGAL, "TIMER_DELIVER_MS"),
         ("orders", {}, {"INNER_MULTI_DISPATCH": "%LMQ%a"}, b"x", ResponseCode.REQUEST_CODE_NOT_SUPPORTED, "light"),
         ("orders", {}, {}, bytes(4 * 1024 * 1024 + 1), ResponseCode.MESSAGE_ILLEGAL, "4194304"),

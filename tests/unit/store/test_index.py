@@ -416,7 +416,9 @@ def test_a_damaged_file_is_made_anew_with_those_behind_it(
     stage.close()
     names = index_files(stage)
     assert len(names) == 7
-    damage(stage.disk.inodes[stage.disk.names[names[which]]])
+    content = stage.disk.inodes[stage.disk.names[names[which]]]
+    assert isinstance(content, bytearray)
+    damage(content)
     again = stage.again()
     again.clock.run_soon()
     assert [find(again, f"U{number}") for number in range(63)] == [[b"%d" % number] for number in range(63)]

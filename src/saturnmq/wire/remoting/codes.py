@@ -297,7 +297,9 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
     errors.ClientIdRequired: ResponseCode.INVALID_PARAMETER,
     errors.IllegalOperation: ResponseCode.ILLEGAL_OPERATION,
     errors.NotSupported: ResponseCode.REQUEST_CODE_NOT_SUPPORTED,
+    errors.TimersDisabled: ResponseCode.SYSTEM_ERROR,
     errors.SystemBusy: ResponseCode.SYSTEM_BUSY,
+    errors.TimersCongested: ResponseCode.SYSTEM_ERROR,
     errors.ServiceUnavailable: ResponseCode.SERVICE_NOT_AVAILABLE,
     errors.FlushTimeout: ResponseCode.FLUSH_DISK_TIMEOUT,
 }
