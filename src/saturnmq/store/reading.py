@@ -286,6 +286,15 @@ def read_record(reader: Reader, file_size: int, position: int, end: int) -> byte
     return record if is_whole(record, size, position) and not _is_filler(record) else None
 
 
+def read_places(reader: Reader, places: Sequence[tuple[int, int]]) -> list[bytes | None]:
+    """The records at these log positions and of these sizes; None where no such one stands."""
+    records: list[bytes | None] = []
+    for position, size in places:
+        data = bytes(reader.log(position, size)) if reader.holds(position, size) else b""
+        records.append(data if is_whole(data, size, position) and not _is_filler(data) else None)
+    return records
+
+
 def read_position(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
     """Where in the log the message at this offset, which must be there, stands."""
     position: int
@@ -320,15 +329,6 @@ def read_stored_ms(reader: Reader, queue: ConsumeQueue, offset: int) -> int:
 def find_time(reader: Reader, queue: ConsumeQueue, low: int, high: int, stored_ms: int, boundary: Boundary) -> int:
     """The offset in [low, high) that a store time stands for. Past the last message LOWER is `high`, the next one to
     come; before the first one UPPER is `low`. Store times do not fall along a queue."""
-def read_places(reader: Reader, places: Sequence[tuple[int, int]]) -> list[bytes | None]:
-    """The records at these log positions and of these sizes; None where no such one stands."""
-    records: list[bytes | None] = []
-    for position, size in places:
-        data = bytes(reader.log(position, size)) if reader.holds(position, size) else b""
-        records.append(data if is_whole(data, size, position) and not _is_filler(data) else None)
-    return records
-
-
     first, end = low, high
     bound = stored_ms + (boundary is Boundary.UPPER)
     while low < high:

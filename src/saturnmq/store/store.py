@@ -40,9 +40,9 @@ from saturnmq.store.reading import (
     find_messages,
     find_time,
     read_entries,
+    read_places,
     read_position,
     read_record,
-    read_places,
     read_stored_ms,
 )
 from saturnmq.store.recovery import Recovery
@@ -280,12 +280,12 @@ class Store:
         return self._commit.flushed
 
     @property
-    def end(self) -> int:
-    @property
     def crashed(self) -> bool:
         """It was not closed before it was opened."""
         return self._abort.present
 
+    @property
+    def end(self) -> int:
         """Where the next record will begin, or its file."""
         return self._log.end
 
@@ -575,6 +575,10 @@ class Store:
             lambda: self.record_at(commit_log_offset),
         )
 
+    def records(self, places: Sequence[tuple[int, int]]) -> Reply[list[bytes | None]]:
+        """The records at these log positions and of these sizes, all visible; None where no such one stands."""
+        return self._read(lambda reader: read_places(reader, places), lambda: self.records(places))
+
     def min_offset(self, topic: str, queue_id: int) -> int:
         """Of the oldest message kept; 0 of an unknown queue."""
         queue = self._queues.find(topic, queue_id)
@@ -583,11 +587,12 @@ class Store:
     def max_offset(self, topic: str, queue_id: int) -> int:
         """Of the next message to become visible; 0 of an unknown queue."""
         queue = self._queues.find(topic, queue_id)
-    def records(self, places: Sequence[tuple[int, int]]) -> Reply[list[bytes | None]]:
-        """The records at these log positions and of these sizes, all visible; None where no such one stands."""
-        return self._read(lambda reader: read_places(reader, places), lambda: self.records(places))
-
         return 0 if queue is None else queue.max_offset
+
+    def next_offset(self, topic: str, queue_id: int) -> int:
+        """Of the next message to be appended; 0 of an unknown queue."""
+        queue = self._queues.find(topic, queue_id)
+        return 0 if queue is None else queue.next_offset
 
     def offset_by_time(self, topic: str, queue_id: int, stored_ms: int, boundary: Boundary) -> Reply[int]:
         """Which message a time stands for. After the last one: LOWER gives `max_offset`, UPPER the last one; before the
@@ -597,11 +602,6 @@ class Store:
             return 0
         low, high = queue.min_offset, queue.max_offset
         return self._read(
-    def next_offset(self, topic: str, queue_id: int) -> int:
-        """Of the next message to be appended; 0 of an unknown queue."""
-        queue = self._queues.find(topic, queue_id)
-        return 0 if queue is None else queue.next_offset
-
             lambda reader: find_time(reader, queue, low, high, stored_ms, boundary),
             lambda: self.offset_by_time(topic, queue_id, stored_ms, boundary),
             queue,
