@@ -21,6 +21,7 @@ from typing import Protocol
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import SystemBusy
+from saturnmq.kernel.subscription import Matches
 
 ANY_QUEUE = -1
 #: stale entries of the deadline heap that are tolerated before it is rebuilt
@@ -36,6 +37,8 @@ class Arrived(Protocol):
     def queue_id(self) -> int: ...
     @property
     def tags_code(self) -> int: ...
+    @property
+    def properties(self) -> bytes: ...
 
 
 class Waiter:
@@ -58,13 +61,18 @@ class Waiter:
             self._polls._forget(self)
 
 
+_Filter = tuple[frozenset[int], Matches | None]
+
+
 class _Bucket:
     """Waiters that are alike: same topic, queue, group and filter; in order of arrival."""
 
-    __slots__ = ("codes", "due", "group", "queue_id", "topic", "waiters")
+    __slots__ = ("codes", "due", "group", "matches", "queue_id", "topic", "waiters")
 
-    def __init__(self, topic: str, queue_id: int, group: str | None, codes: frozenset[int]) -> None:
-        self.topic, self.queue_id, self.group, self.codes = topic, queue_id, group, codes
+    def __init__(
+        self, topic: str, queue_id: int, group: str | None, codes: frozenset[int], matches: Matches | None
+    ) -> None:
+        self.topic, self.queue_id, self.group, self.codes, self.matches = topic, queue_id, group, codes, matches
         self.waiters: dict[Waiter, None] = {}
         self.due = False
 
@@ -79,7 +87,7 @@ class LongPolls:
         self._clock = clock
         self._per_group, self._in_all = per_group, in_all
         #: by topic and queue (or ANY_QUEUE), then group (None: pulls), then filter
-        self._places: dict[tuple[str, int], dict[str | None, dict[frozenset[int], _Bucket]]] = {}
+        self._places: dict[tuple[str, int], dict[str | None, dict[_Filter, _Bucket]]] = {}
         #: by topic and group: waiters on each queue
         self._counts: dict[tuple[str, str], dict[int, int]] = {}
         #: topic whose arrivals wake a group that waits on another topic
@@ -104,9 +112,11 @@ class LongPolls:
         codes: frozenset[int],
         wake: Callable[[bool], None],
         *,
+        matches: Matches | None = None,
         group: str | None = None,
     ) -> Waiter:
-        """Call `wake(False)` once when a message arrives whose tag code is in `codes`, `wake(True)` at `until_ms`.
+        """Call `wake(False)` once when a message arrives whose tag code is in `codes` and that matches, `wake(True)` at
+        `until_ms`.
 
         `queue_id` may be ANY_QUEUE, `codes` empty (any message). With a group, its waiters take turns. Raises
         SystemBusy when too many wait already.
@@ -114,9 +124,9 @@ class LongPolls:
         self._admit(topic, queue_id, group)
         groups = self._places.setdefault((topic, queue_id), {})
         buckets = groups.setdefault(group, {})
-        bucket = buckets.get(codes)
+        bucket = buckets.get((codes, matches))
         if bucket is None:
-            bucket = buckets[codes] = _Bucket(topic, queue_id, group, codes)
+            bucket = buckets[codes, matches] = _Bucket(topic, queue_id, group, codes, matches)
         waiter = Waiter(self, bucket, wake)
         bucket.waiters[waiter] = None
         self._count += 1
@@ -142,7 +152,11 @@ class LongPolls:
             if groups is not None:
                 for buckets in groups.values():
                     for bucket in buckets.values():
-                        if not bucket.due and (not bucket.codes or code in bucket.codes):
+                        if (
+                            not bucket.due
+                            and (not bucket.codes or code in bucket.codes)
+                            and (bucket.matches is None or bucket.matches(arrival.properties))
+                        ):
                             self._make_due(bucket)
         link = self._links.get(topic)
         if link is not None:
@@ -232,7 +246,7 @@ class LongPolls:
         place = bucket.topic, bucket.queue_id
         groups = self._places[place]
         buckets = groups[bucket.group]
-        del buckets[bucket.codes]
+        del buckets[bucket.codes, bucket.matches]
         if not buckets:
             del groups[bucket.group]
         if not groups:

@@ -41,6 +41,7 @@ from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import MAX_BATCH, Order, next_order
+from saturnmq.broker.pull import FILTERED_OUT, filtered_out
 from saturnmq.broker.revive import Revival
 from saturnmq.broker.revivelog import ORDER_REVIVE_QUEUE, ReviveLog, ReviveRecords, compact
 from saturnmq.broker.topics import TopicTable, revive_topic
@@ -58,6 +59,7 @@ from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply, after
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Popped, PopRequest, PopResult, PopStatus
+from saturnmq.kernel.subscription import Subscription
 from saturnmq.kernel.topic import READ, RETRY_PREFIX, TopicConfig, pop_retry_topic
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
@@ -174,6 +176,7 @@ class Pops:
         self._bytes_out = metrics.counter(
             "rocketmq_throughput_out_total", "Bytes that were taken", ("topic", "consumer_group")
         )
+        self._filtered_out = metrics.counter(*FILTERED_OUT)
         metrics.gauge(
             "rocketmq_consumer_inflight_messages",
             "Messages that consumers hold and have not acknowledged",
@@ -358,14 +361,15 @@ class Pops:
         return max(0, self._store.max_offset(queue.topic, queue.queue_id) - queue.next_offset)
 
     def _get(
-        self, pop: _Pop, queue: GroupQueue, offset: int, most: int, codes: frozenset[int] | None, wait: bool
+        self, pop: _Pop, queue: GroupQueue, offset: int, most: int, wanted: Subscription | None, wait: bool
     ) -> Found | None:
         """None: the messages must come from the disk first. When it may wait, the pop goes on when they are there."""
         if pop.warm is not None and pop.warm[:2] == (queue, offset):
             found: Reply[Found] = pop.warm[2]
             pop.warm = None
         else:
-            found = self._store.get(queue.topic, queue.queue_id, offset, most, pop.bytes_left, codes)
+            codes, matches = (None, None) if wanted is None else (wanted.codes or None, wanted.matches)
+            found = self._store.get(queue.topic, queue.queue_id, offset, most, pop.bytes_left, codes, matches)
         if not isinstance(found, Later):
             return found
         if not wait:
@@ -420,9 +424,11 @@ class Pops:
                 self._again(pop, later)
 
         try:
+            wanted = request.subscription
             waiter = self._polls.wait(
-                request.topic, request.queue_id, pop.until_ms, request.subscription.codes, wake, group=request.group
-            )
+                request.topic, request.queue_id, pop.until_ms, wanted.codes, wake, matches=wanted.matches,
+                group=request.group,
+            )  # fmt: skip
         except SystemBusy:
             return PopResult(status=PopStatus.POLLING_FULL)
         later.on_cancel = waiter.cancel
@@ -436,13 +442,15 @@ class Pops:
         """The next messages of the queue that the filter takes and nobody holds."""
         if queue.order is not None and queue.order.free_at_ms > pop.now_ms:
             return
-        codes = pop.request.subscription.codes or None
+        wanted = pop.request.subscription
         end, next_offset = self._store.max_offset(queue.topic, queue.queue_id), queue.next_offset
         while next_offset != end and pop.reads:
-            found = self._get(pop, queue, next_offset, pop.wanted, codes, wait=not pop.takes)
+            found = self._get(pop, queue, next_offset, pop.wanted, wanted, wait=not pop.takes)
             if found is None:
                 break
             pop.reads -= 1
+            if wanted.matches is not None:
+                self._filtered_out.values[queue.topic, queue.group] += filtered_out(found, next_offset)
             end, next_offset = found.max_offset, found.next_offset
             if found.status is FoundStatus.FOUND and (take := _free(queue, found)) is not None:
                 pop.take(take)
@@ -570,14 +578,16 @@ class Pops:
         self._polls.wake(queue.topic, queue.group, queue.queue_id)
 
     def _take_new(self, pop: _Pop, take: _Take, most: int) -> None:
-        queue, codes = take.queue, pop.request.subscription.codes or None
+        queue, wanted = take.queue, pop.request.subscription
         end = self._store.max_offset(queue.topic, queue.queue_id)
         while take.next_offset != end and pop.reads:
             wait = not pop.takes and not take.offsets
-            found = self._get(pop, queue, take.next_offset, most, codes, wait)
+            found = self._get(pop, queue, take.next_offset, most, wanted, wait)
             if found is None:
                 return
             pop.reads -= 1
+            if wanted.matches is not None:
+                self._filtered_out.values[queue.topic, queue.group] += filtered_out(found, take.next_offset)
             end = found.max_offset
             if found.status is FoundStatus.FOUND:
                 take.offsets += found.offsets

@@ -25,6 +25,21 @@ _STATUSES = {
 }
 
 
+#: counter of pulls and pops
+FILTERED_OUT = (
+    "saturnmq_messages_filtered_out_total",
+    "Messages that were read for an SQL92 filter which does not take them",
+    ("topic", "consumer_group"),
+)
+
+
+def filtered_out(found: Found, offset: int) -> int:
+    """How many messages from `offset` on were looked at and not taken."""
+    if found.status not in (FoundStatus.FOUND, FoundStatus.NO_MATCH):
+        return 0
+    return found.next_offset - offset - len(found.records)
+
+
 class Pulls:
     """Reads for consumers that keep their own place (processor/PullMessageProcessor.java)."""
 
@@ -43,6 +58,7 @@ class Pulls:
         self._topics, self._groups, self._offsets = topics, groups, offsets
         self.configure(config)
         labels = ("topic", "consumer_group")
+        self._filtered_out = metrics.counter(*FILTERED_OUT)
         self._messages_out = metrics.counter("rocketmq_messages_out_total", "Messages that were taken", labels)
         self._bytes_out = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", labels)
 
@@ -95,6 +111,7 @@ class Pulls:
             max(1, min(request.max_messages, self._most_messages)),
             min(request.max_bytes, self._most_bytes),
             request.subscription.codes or None,
+            request.subscription.matches,
         )
 
     def _found(self, request: PullRequest, found: Found) -> Reply[PullResult]:
@@ -127,8 +144,9 @@ class Pulls:
             else:
                 answer.resolve(result)
 
+        wanted = request.subscription
         waiter = self._polls.wait(
-            request.queue.topic, request.queue.queue_id, until_ms, request.subscription.codes, wake
+            request.queue.topic, request.queue.queue_id, until_ms, wanted.codes, wake, matches=wanted.matches
         )
         answer.on_cancel = waiter.cancel
 
@@ -136,9 +154,11 @@ class Pulls:
         status = _STATUSES.get(found.status)
         if status is None:  # an empty queue
             status = PullStatus.NOT_FOUND if request.offset == found.max_offset else PullStatus.OFFSET_MOVED
+        labels = (request.queue.topic, request.group)
+        if request.subscription.matches is not None:
+            self._filtered_out.values[labels] += filtered_out(found, request.offset)
         if found.records:
             self._offsets.pulled(request.group, request.queue.topic, request.queue.queue_id, found.next_offset)
-            labels = (request.queue.topic, request.group)
             self._messages_out.values[labels] += len(found.records)
             self._bytes_out.values[labels] += sum(map(len, found.records))
         return PullResult(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from saturnmq.broker import filters
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.headers import (
     PullHeader,
@@ -28,7 +29,6 @@ from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import (
     FlushTimeout,
     NoPermission,
-    NotSupported,
 )
 from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Later, Reply, after
@@ -42,7 +42,7 @@ from saturnmq.kernel.ports import (
     SendReceipt,
     SendRequest,
 )
-from saturnmq.kernel.subscription import TAG, Subscription, subscribe
+from saturnmq.kernel.subscription import Subscription, subscribe
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.wire.record import decode_batch
@@ -290,7 +290,8 @@ class MessageHandlers:
         """What the consumer wants: as the pull says, else as its group's heart-beats said."""
         name, topic = header.consumer_group, header.topic
         if header.sys_flag & SUBSCRIPTION:
-            return subscribe(topic, header.subscription, header.expression_type, header.sub_version)
+            wanted = subscribe(topic, header.subscription, header.expression_type, header.sub_version)
+            return filters.of_pull(self._broker.config, self._broker.clients, name, wanted)
         group = self._broker.clients.consumer_group(name)
         if group is None:
             return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's group info not exist")
@@ -308,11 +309,7 @@ class MessageHandlers:
             return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's subscription not exist")
         if subscription.version < header.sub_version:
             return Response(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
-        if subscription.expression_type != TAG:
-            raise NotSupported(
-                f"The broker does not support consumer to filter message by {subscription.expression_type}"
-            )
-        return subscription
+        return filters.of_pull(self._broker.config, self._broker.clients, name, subscription)
 
     def send_back(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, SendBackHeader, strict=False)

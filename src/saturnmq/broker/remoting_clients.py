@@ -7,6 +7,7 @@ import logging
 import msgspec
 
 from saturnmq.broker.broker import Broker
+from saturnmq.broker.filters import check_allowed
 from saturnmq.broker.headers import (
     CheckClientBody,
     ConsumerGroupHeader,
@@ -15,9 +16,9 @@ from saturnmq.broker.headers import (
     UnregisterHeader,
 )
 from saturnmq.broker.remoting_relay import RemotingChannel
-from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter, NotSupported
+from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
-from saturnmq.kernel.subscription import Subscription, subscribe
+from saturnmq.kernel.subscription import TAG, Subscription, subscribe
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     Connection,
@@ -27,7 +28,6 @@ from saturnmq.wire.remoting.bodies import (
     LockBatchRequest,
     LockBatchResponse,
     ProducerConnection,
-    SubscriptionData,
     decode,
     encode,
 )
@@ -108,7 +108,8 @@ class ClientHandlers:
         """Would this filter be understood? Raises what is wrong with it."""
         data = decode(CheckClientBody, command.body).subscription_data
         if data is not None:
-            subscribe(data.topic, data.sub_string, data.expression_type)
+            subscription = subscribe(data.topic, data.sub_string, data.expression_type)
+            check_allowed(self._broker.config, subscription)
         return Response()
 
     def lock(self, command: Command, connection: RemotingConnection) -> Response:
@@ -163,24 +164,21 @@ class ClientHandlers:
         for data in consumer.subscription_data_set:
             self._broker.topics.get_or_create(data.topic)
             try:
-                subscriptions.append(_subscription(data))
+                subscription = subscribe(data.topic, data.sub_string, data.expression_type, data.sub_version)
             except IllegalFilter as error:
                 log.warning("group %s cannot have %s: %s", consumer.group_name, data.topic, error)
+                if data.expression_type == TAG:
+                    continue
+                # kept as it is: a heart-beat is never refused, pulls are
+                subscription = Subscription(
+                    topic=data.topic,
+                    expression=data.sub_string,
+                    expression_type=data.expression_type,
+                    version=data.sub_version,
+                )
+            subscriptions.append(subscription)
         return subscriptions
 
 
 def _connection(channel: ClientChannel) -> Connection:
     return Connection(channel.client_id, str(channel.peer), channel.language, channel.version)
-
-
-def _subscription(data: SubscriptionData) -> Subscription:
-    """A filter of a kind that is not supported is kept as it is: a heart-beat is never refused, pulls are."""
-    try:
-        return subscribe(data.topic, data.sub_string, data.expression_type, data.sub_version)
-    except NotSupported:
-        return Subscription(
-            topic=data.topic,
-            expression=data.sub_string,
-            expression_type=data.expression_type,
-            version=data.sub_version,
-        )

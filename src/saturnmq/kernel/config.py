@@ -135,6 +135,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     channel_expired_timeout: Positive = 120_000
     long_polling_enable: bool = True
     lite_pull_message_enable: bool = True
+    #: Apache: false. Consumers may pull with an SQL92 filter over properties; pops may always.
+    enable_property_filter: bool = True
+    #: an SQL92 filter for a retry topic is replaced by the one that the group has for the topic of each message
+    filter_support_retry: bool = False
     max_transfer_count_on_message_in_memory: Positive = 32
     #: bytes of records in one answer
     max_transfer_bytes_on_message_in_memory: Positive = 256 * 1024

@@ -82,7 +82,7 @@ def check_client_group(group: str) -> None:
 
 
 def subscription_of(topic: str, filter_expression: pb.FilterExpression) -> Subscription:
-    """Raises IllegalFilter, NotSupported."""
+    """Raises IllegalFilter."""
     kind = FILTER_TYPES.get(filter_expression.type, str(filter_expression.type))
     text = filter_expression.expression
     if len(text) <= CACHED_EXPRESSION:

@@ -15,10 +15,11 @@ from saturnmq.disk.port import Buffer
 from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, TRANSACTION_MASK, TRANSACTION_ROLLBACK
 from saturnmq.kernel.ports import Boundary
+from saturnmq.kernel.subscription import Matches
 from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, LogReader
 from saturnmq.store.consumequeue import ENTRY, ENTRY_BYTES, FILLER_SIZE, ConsumeQueue, QueueFiles
 from saturnmq.store.walk import Walk, find_record
-from saturnmq.wire.record import BLANK, MAGIC_V1, MAGIC_V2, MIN_SIZE, decode
+from saturnmq.wire.record import BLANK, MAGIC_V1, MAGIC_V2, MIN_SIZE, decode, properties_of
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _NEIGHBOURS = 100
 _LMQ_PREFIX = "%LMQ%"
 #: entries that one `find_messages` looks at when a filter takes few of them (maxFilterMessageSize 16000)
 _FILTERED_ENTRIES = 800
+#: and when it has to read each message to know, which takes some microseconds; bytes of them, and messages at once
+_MATCHED_ENTRIES, _MATCHED_BYTES, _MATCHED_AT_ONCE = 256, 2 << 20, 32
 
 _SIZE_AND_POSITION = Struct(">I24xq")
 _size_and_position = _SIZE_AND_POSITION.unpack_from
@@ -194,6 +197,37 @@ def find_messages(
     records, missing = _read_records(reader, file_size, queue, offsets, positions, sizes)
     for index in reversed(missing):
         del offsets[index], positions[index]
+    return offset, records, offsets, positions
+
+
+def find_matching(
+    reader: Reader,
+    file_size: int,
+    queue: ConsumeQueue,
+    offset: int,
+    end: int,
+    max_messages: int,
+    max_bytes: int,
+    matches: Matches,
+) -> tuple[int, list[bytes], list[int], list[int]]:
+    """As `find_messages`, for a filter that needs the messages themselves."""
+    records: list[bytes] = []
+    offsets: list[int] = []
+    positions: list[int] = []
+    reach, unread, room = min(end, offset + _MATCHED_ENTRIES), _MATCHED_BYTES, max_bytes
+    while offset < reach and unread > 0 and len(records) < max_messages:
+        offset, *found = find_messages(reader, file_size, queue, offset, reach, _MATCHED_AT_ONCE, unread, None)
+        for record, at, position in zip(*found, strict=True):
+            if len(records) == max_messages:
+                return at, records, offsets, positions
+            unread -= len(record)
+            if matches(properties_of(record)):
+                room -= len(record)
+                if records and room < 0:
+                    return at, records, offsets, positions
+                records.append(record)
+                offsets.append(at)
+                positions.append(position)
     return offset, records, offsets, positions
 
 

@@ -23,6 +23,7 @@ from saturnmq.kernel.later import Later, Reply, after, chain, gather, hear
 from saturnmq.kernel.message import Appended, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Boundary
+from saturnmq.kernel.subscription import Matches
 from saturnmq.store import foreign
 from saturnmq.store.checkpoint import Abort, Checkpoint
 from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, log_directories
@@ -37,6 +38,7 @@ from saturnmq.store.reading import (
     ColdReader,
     HotReader,
     Reader,
+    find_matching,
     find_messages,
     find_time,
     read_entries,
@@ -291,9 +293,10 @@ class Store:
 
     def append(self, messages: Sequence[Message], *, urgent: bool = False, again: bool = False) -> list[Appended]:
         """Give each message the next offset of its queue and its place in the log; readers see it later. `urgent`: what
-        consumers need to come to an end with what they have, taken as long as there is any room at all. Raises
-        IllegalTopic, BodyTooLarge, PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and
-        messages before the one that found no room may be stored."""
+        consumers need to come to an end with what they have, taken as long as there is any room at all. `again`: these
+        were taken before, maxMessageSize may have been another one then. Raises IllegalTopic, BodyTooLarge,
+        PropertiesTooLarge, SystemBusy, and nothing is appended; ServiceUnavailable, and messages before the one that
+        found no room may be stored."""
         if self._short is not None and (self._stuck or not urgent):
             self.refused += len(messages)
             raise ServiceUnavailable(self._short)
@@ -533,9 +536,10 @@ class Store:
         max_messages: int,
         max_bytes: int,
         codes: frozenset[int] | None = None,
+        matches: Matches | None = None,
     ) -> Reply[Found]:
-        """Messages of a queue from `offset` on, those whose tags code is one of `codes` (None or empty: all): now when
-        they are in memory, else later. The first one is given even if it is longer than `max_bytes`."""
+        """Messages of a queue from `offset` on, those whose tags code is one of `codes` (None or empty: all), or that
+        match: now when they are in memory, else later. The first one is given even if it is longer than `max_bytes`."""
         queue = self._queues.find(topic, queue_id)
         if queue is None:
             self.missed += 1
@@ -548,9 +552,11 @@ class Store:
         file_size = self._log.file_size
 
         def find(reader: Reader) -> Found:
-            next_offset, records, offsets, positions = find_messages(
-                reader, file_size, queue, offset, high, max_messages, max_bytes, codes
-            )
+            if matches is None:
+                found = find_messages(reader, file_size, queue, offset, high, max_messages, max_bytes, codes)
+            else:
+                found = find_matching(reader, file_size, queue, offset, high, max_messages, max_bytes, matches)
+            next_offset, records, offsets, positions = found
             return Found(
                 status=FoundStatus.FOUND if records else FoundStatus.NO_MATCH,
                 next_offset=next_offset,
@@ -561,7 +567,9 @@ class Store:
                 positions=positions,
             )
 
-        return self._read(find, lambda: self.get(topic, queue_id, offset, max_messages, max_bytes, codes), queue)
+        return self._read(
+            find, lambda: self.get(topic, queue_id, offset, max_messages, max_bytes, codes, matches), queue
+        )
 
     def record_at(self, commit_log_offset: int) -> Reply[bytes | None]:
         """The record that begins at this log position, durable or not; None when none does."""

@@ -20,7 +20,7 @@ from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Delivery, PopRequest, PopResult
-from saturnmq.kernel.subscription import subscribe
+from saturnmq.kernel.subscription import TAG, subscribe
 from saturnmq.kernel.topic import TopicConfig
 from saturnmq.store.store import Store
 from saturnmq.testing.clock import InlineBackground, VirtualClock
@@ -156,9 +156,12 @@ class PopStage:
         )  # fmt: skip
         self.clock.run_soon()
 
-    def request(self, group: str = "g", topic: str = "orders", expression: str = "*", **fields: Any) -> PopRequest:
+    def request(
+        self, group: str = "g", topic: str = "orders", expression: str = "*", kind: str = TAG, **fields: Any
+    ) -> PopRequest:
         defaults = {"queue_id": -1, "max_messages": 32, "invisible_ms": 60_000, "wait_ms": 0, "from_latest": False}
-        return PopRequest(group=group, topic=topic, subscription=subscribe(topic, expression), **{**defaults, **fields})
+        subscription = subscribe(topic, expression, kind)
+        return PopRequest(group=group, topic=topic, subscription=subscription, **{**defaults, **fields})
 
     def ask(self, group: str = "g", topic: str = "orders", expression: str = "*", **fields: Any) -> Answer:
         """A pop that may wait."""

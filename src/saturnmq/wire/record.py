@@ -211,6 +211,18 @@ def reconsume_times(record: bytes) -> int:
     return times
 
 
+def properties_of(record: bytes) -> bytes:
+    """They alone, as they are packed, of a record that is known to be whole."""
+    v6_hosts = record[39] & (BORN_HOST_V6 | STORE_HOST_V6)
+    at = _HEAD_BYTES
+    if v6_hosts:
+        at += 24 if v6_hosts == BORN_HOST_V6 | STORE_HOST_V6 else 12
+    at += int.from_bytes(record[at - 4 : at], "big")
+    if record[7] == MAGIC_V1 & 0xFF:
+        return record[at + 3 + record[at] :]
+    return record[at + 4 + int.from_bytes(record[at : at + 2], "big") :]
+
+
 def split(records: bytes) -> list[bytes]:
     """The records of a pull reply. Raises ProtocolError when the bytes do not end with a record's end."""
     found, at = [], 0

@@ -177,15 +177,6 @@ def test_the_second_heart_beat_version_leaves_subscriptions_out() -> None:
     assert heartbeat(8, without=False) == "true"
 
 
-def test_a_filter_can_be_tried() -> None:
-    offline = OfflineBroker()
-    good = b'{"clientId":"c","group":"g","subscriptionData":{"topic":"t","subString":"a || b","expressionType":"TAG"}}'
-    assert offline.ask(RequestCode.CHECK_CLIENT_CONFIG, body=good).code == 0
-    sql = good.replace(b'"TAG"', b'"SQL92"')
-    refused = offline.ask(RequestCode.CHECK_CLIENT_CONFIG, body=sql)
-    assert (refused.code, "SQL92" in refused.remark) == (ResponseCode.REQUEST_CODE_NOT_SUPPORTED, True)
-
-
 def test_a_broken_body_is_answered() -> None:
     offline = OfflineBroker()
     assert offline.ask(RequestCode.HEART_BEAT, body=b"{").code == ResponseCode.INVALID_PARAMETER

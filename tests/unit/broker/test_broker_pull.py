@@ -76,7 +76,8 @@ def test_nothing_at_the_offset(offline: OfflineBroker, queue_id: int, offset: in
         ("orders", {"consumerGroup": "closed"}, ResponseCode.NO_PERMISSION),
         ("orders", {"consumerGroup": "a b"}, ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST),
         ("orders", {"subscription": "||"}, ResponseCode.SUBSCRIPTION_PARSE_FAILED),
-        ("orders", {"expressionType": "SQL92", "subscription": "a > 1"}, ResponseCode.REQUEST_CODE_NOT_SUPPORTED),
+        ("orders", {"expressionType": "SQL92", "subscription": "a >"}, ResponseCode.SUBSCRIPTION_PARSE_FAILED),
+        ("orders", {"expressionType": "XPATH", "subscription": "a"}, ResponseCode.SUBSCRIPTION_PARSE_FAILED),
         ("orders", {"sysFlag": 0}, ResponseCode.SUBSCRIPTION_NOT_EXIST),
     ],
 )
@@ -172,17 +173,6 @@ def test_the_subscription_of_the_heart_beat_counts_and_must_be_as_new_as_the_cli
     assert offline.pull("g", "orders", 0, sysFlag=0, subVersion=known).code == 0
     newer = offline.pull("g", "orders", 0, sysFlag=0, subVersion=known + 1)
     assert newer.code == ResponseCode.SUBSCRIPTION_NOT_LATEST
-
-
-def test_sql_filters_of_a_heart_beat_are_refused_when_pulled(offline: OfflineBroker) -> None:
-    body = (
-        b'{"clientID":"c1","consumerDataSet":[{"groupName":"g","subscriptionDataSet":'
-        b'[{"topic":"orders","subString":"a > 1","expressionType":"SQL92","subVersion":1}]}]}'
-    )
-    assert offline.ask(RequestCode.HEART_BEAT, body=body).code == 0
-    response = offline.pull("g", "orders", 0, sysFlag=0)
-    assert response.code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED
-    assert "SQL92" in response.remark
 
 
 def test_offsets_are_committed_and_asked_for(offline: OfflineBroker) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import operator
+from functools import partial
+
 import msgspec
 import pytest
 
 from saturnmq.broker.longpoll import ANY_QUEUE, LongPolls, Waiter
 from saturnmq.kernel.errors import SystemBusy
+from saturnmq.kernel.subscription import Matches
 from saturnmq.testing.clock import VirtualClock
 
 ALL: frozenset[int] = frozenset()
@@ -14,6 +18,7 @@ class Arrival(msgspec.Struct, frozen=True):
     topic: str = "orders"
     queue_id: int = 0
     tags_code: int = 0
+    properties: bytes = b""
 
 
 class Stage:
@@ -32,14 +37,15 @@ class Stage:
         codes: frozenset[int] = ALL,
         group: str | None = None,
         topic: str = "orders",
+        matches: Matches | None = None,
     ) -> Waiter:
         def wake(timed_out: bool) -> None:
             self.story.append(f"{name} timed out" if timed_out else name)
 
-        return self.polls.wait(topic, queue_id, until_ms, codes, wake, group=group)
+        return self.polls.wait(topic, queue_id, until_ms, codes, wake, matches=matches, group=group)
 
-    def arrive(self, queue_id: int = 0, tags_code: int = 0, topic: str = "orders") -> None:
-        self.polls.arrived(Arrival(topic, queue_id, tags_code))
+    def arrive(self, queue_id: int = 0, tags_code: int = 0, topic: str = "orders", properties: bytes = b"") -> None:
+        self.polls.arrived(Arrival(topic, queue_id, tags_code, properties))
 
     def told(self) -> list[str]:
         self.clock.run_soon()
@@ -74,6 +80,18 @@ def test_a_message_wakes_one_pop_of_each_group(stage: Stage) -> None:
     assert stage.told() == ["g2", "h2"]
     stage.arrive()
     assert stage.told() == []
+
+
+def test_a_message_wakes_whose_filter_takes_it(stage: Stage) -> None:
+    for group in (None, "g"):
+        for wanted in (b"red", b"blue"):
+            stage.wait(f"{group} {wanted.decode()}", queue_id=0, group=group, matches=partial(operator.eq, wanted))
+        stage.wait(f"{group} anything", queue_id=0, group=group)
+    stage.arrive(properties=b"blue")
+    assert stage.told() == ["None blue", "None anything", "g blue", "g anything"]
+    stage.arrive(properties=b"red")
+    assert stage.told() == ["None red", "g red"]
+    assert len(stage.polls) == 0
 
 
 def test_who_leaves_something_behind_wakes_the_next(stage: Stage) -> None:

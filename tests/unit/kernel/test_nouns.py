@@ -3,7 +3,7 @@
 import pytest
 
 from saturnmq.kernel import properties
-from saturnmq.kernel.errors import IllegalFilter, IllegalGroup, IllegalTopic, InvalidReceiptHandle, NotSupported
+from saturnmq.kernel.errors import IllegalFilter, IllegalGroup, IllegalTopic, InvalidReceiptHandle
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.host import Address, pack, unpack
 from saturnmq.kernel.metrics import Metrics
@@ -57,8 +57,13 @@ def test_filters() -> None:
     assert subscribe("t", "a").codes == {97}
     with pytest.raises(IllegalFilter, match="names no tag"):
         subscribe("t", "||")
-    with pytest.raises(NotSupported, match="SQL92"):
-        subscribe("t", "a > 1", "SQL92")
+    by_properties = subscribe("t", " a > 1 ", "SQL92")
+    assert by_properties.matches is not None
+    assert by_properties.matches(properties.encode({"a": "2"}))
+    assert (by_properties.expression, by_properties.tags, by_properties.takes_all) == ("a > 1", frozenset(), False)
+    for nothing in (None, "", " "):
+        with pytest.raises(IllegalFilter, match="found the end"):
+            subscribe("t", nothing, "SQL92")
     with pytest.raises(IllegalFilter, match="unknown"):
         subscribe("t", "a", "REGEX")
 

@@ -151,6 +151,17 @@ def test_tags_with_one_hash(client: Grpc) -> None:
     assert refused(client, request) == pb.Status(code=pb.MESSAGE_NOT_FOUND, message="no match message")
 
 
+def test_filters_by_properties_are_the_brokers_to_apply(client: Grpc) -> None:
+    client.broker.answers["pop"] = [found([popped({"colour": "red"})])]
+    request = receive_request()
+    request.filter_expression.MergeFrom(pb.FilterExpression(type=pb.SQL, expression="colour = 'red'"))
+    _, messages = stream(client.receive(request))
+    assert len(messages) == 1
+    wanted = client.broker.popped[0].subscription
+    assert wanted.matches is not None
+    assert [wanted.matches(properties) for properties in (b"colour\x01red\x02", b"colour\x01blue\x02")] == [True, False]
+
+
 def test_tried_too_often(client: Grpc) -> None:
     client.broker.groups["g"] = GroupConfig(group_name="g", retry_max_times=2)
     last = popped(reconsume_times=2)
@@ -321,7 +332,8 @@ def test_what_is_wrong_is_said(client: Grpc) -> None:
     request.filter_expression.expression = "||"
     assert refused(client, request).code == pb.ILLEGAL_FILTER_EXPRESSION
     request.filter_expression.type = pb.SQL
-    assert refused(client, request).code == pb.UNSUPPORTED
+    status = refused(client, request)
+    assert (status.code, "at character 1" in status.message) == (pb.ILLEGAL_FILTER_EXPRESSION, True)
     request.filter_expression.MergeFromString(b"\x08\x09")  # a type of the future
     assert refused(client, request).code == pb.ILLEGAL_FILTER_EXPRESSION
     request = receive_request(attempt_id="x" * 257)
