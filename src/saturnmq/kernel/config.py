@@ -181,6 +181,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     max_message_group_size: Positive = 64
     #: milliseconds from now; a message for a later time is refused, and by the broker with timerMaxDelaySec
     max_delay_time_mills: Natural = 86_400_000
+    #: messages for a time get the delay level that comes next instead
+    use_delay_level: bool = False
+    #: the broker's, for useDelayLevel
+    message_delay_level: str = LEVELS
     min_invisible_time_mills_for_recv: Natural = 10_000
     max_invisible_time_mills: Positive = 43_200_000
     default_invisible_time_mills: Positive = 60_000
@@ -191,10 +195,6 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     grpc_client_consumer_long_polling_batch_size: Positive = 32
     grpc_client_producer_max_attempts: Positive = 3
     grpc_client_producer_backoff_initial_millis: Natural = 10
-    #: messages for a time get the delay level that comes next instead
-    use_delay_level: bool = False
-    #: the broker's, for useDelayLevel
-    message_delay_level: str = LEVELS
     grpc_client_producer_backoff_max_millis: Natural = 1000
     grpc_client_producer_backoff_multiplier: Positive = 2
     enable_topic_message_type_check: bool = True
