@@ -22,6 +22,8 @@ def is_queued(sys_flag: int) -> bool:
 
 def find_property(properties: bytes, key: bytes) -> bytes | None:
     """The value of one property, without decoding the others; None when it is absent."""
+    if key not in properties:  # most often
+        return None
     at = properties.find(b"\x02%b\x01" % key)
     if at >= 0:
         at += len(key) + 2
