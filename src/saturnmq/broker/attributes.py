@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 
 import msgspec
 
@@ -11,20 +12,29 @@ from saturnmq.kernel.topic import MessageType
 
 
 class Attribute(msgspec.Struct, frozen=True):
-    takes: Callable[[str], bool]
+    """What values it takes: one of these, or if there are none, a whole number from -1 on."""
+
+    values: tuple[str, ...] = ()
     changeable: bool = True
 
+    def takes(self, value: str) -> bool:
+        if self.values:
+            return value in self.values
+        return _NUMBER.fullmatch(value) is not None and -1 <= int(value) < 1 << 63
 
-def _is_long(text: str) -> bool:
-    return text.removeprefix("-").isdigit() and -1 <= int(text) < 1 << 63
+    def __str__(self) -> str:
+        return ", ".join(self.values) or "whole numbers from -1 on"
+
+
+_NUMBER = re.compile(r"-?\d{1,19}", re.ASCII)
 
 
 #: common/TopicAttributes.java
 TOPIC_ATTRIBUTES: Mapping[str, Attribute] = {
-    "queue.type": Attribute({"BatchCQ", "SimpleCQ"}.__contains__, changeable=False),
-    "cleanup.policy": Attribute({"DELETE", "COMPACTION"}.__contains__, changeable=False),
-    "message.type": Attribute(MessageType.__members__.__contains__),
-    "reserve.time": Attribute(_is_long),
+    "queue.type": Attribute(("BatchCQ", "SimpleCQ"), changeable=False),
+    "cleanup.policy": Attribute(("DELETE", "COMPACTION"), changeable=False),
+    "message.type": Attribute(tuple(MessageType)),
+    "reserve.time": Attribute(),
 }
 
 #: common/SubscriptionGroupAttributes.java
@@ -63,7 +73,7 @@ def alter(
                 raise IllegalAttribute(f"attempt to delete a nonexistent key: {key}")
             del altered[key]
         elif not attribute.takes(value):
-            raise IllegalAttribute(f"the attribute {key} does not take the value {value!r}")
+            raise IllegalAttribute(f"the attribute {key} takes {attribute}, not {value!r}")
         else:
             altered[key] = value
     return altered

@@ -88,8 +88,6 @@ class Broker:
         self.producer_joined = self.clients.producer_joined
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
-        #: where it listens, once it does
-        self.listen_port = config.listen_port
         self.settings = Settings(config, store.config, clock, self._configure)
         self.stats = Stats(config.broker_cluster_name, store, clock, metrics)
         store.on_arrival = self._arrived

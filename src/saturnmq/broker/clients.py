@@ -88,6 +88,14 @@ class ClientTable:
         """Who is connected as a producer of the group."""
         return list(self._producers.get(group, ()))
 
+    def all_producers(self) -> dict[str, dict[ClientChannel, int]]:
+        """By group, and when each was last heard of, milliseconds of the day."""
+        now_ms, steady_ms = self._clock.now_ms(), self._clock.steady_ms()
+        return {
+            group: {channel: now_ms - (steady_ms - seen_ms) for channel, seen_ms in channels.items()}
+            for group, channels in self._producers.items()
+        }
+
     def producer(self, client_id: str) -> ClientChannel | None:
         """The way back to a connected producer."""
         return self._producers_by_id.get(client_id)

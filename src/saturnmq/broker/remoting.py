@@ -102,6 +102,7 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.UNREGISTER_CLIENT: clients.unregister,
         RequestCode.GET_CONSUMER_LIST_BY_GROUP: clients.consumer_ids,
         RequestCode.GET_PRODUCER_CONNECTION_LIST: clients.producers,
+        RequestCode.GET_ALL_PRODUCER_INFO: clients.all_producers,
         RequestCode.GET_CONSUMER_CONNECTION_LIST: clients.consumers,
         RequestCode.QUERY_SUBSCRIPTION_BY_CONSUMER: clients.subscription,
         RequestCode.GET_CONSUMER_RUNNING_INFO: relay.running_info,

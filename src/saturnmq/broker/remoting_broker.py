@@ -41,7 +41,7 @@ class BrokerHandlers:
         settings = self._broker.settings
         return Response(
             fields={"version": encode(settings.version).decode()},
-            body=settings.text(listenPort=self._broker.listen_port).encode(),
+            body=settings.text().encode(),
         )
 
     def runtime(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:

@@ -28,6 +28,8 @@ from saturnmq.wire.remoting.bodies import (
     LockBatchRequest,
     LockBatchResponse,
     ProducerConnection,
+    ProducerInfo,
+    ProducerTable,
     decode,
     encode,
 )
@@ -80,6 +82,22 @@ class ClientHandlers:
         if not channels:
             return Response(ResponseCode.SYSTEM_ERROR, f"the producer group[{header.producer_group}] not exist")
         return Response(body=encode(ProducerConnection([_connection(channel) for channel in channels])))
+
+    def all_producers(self, command: Command, connection: RemotingConnection) -> Response:
+        groups = {
+            group: [
+                ProducerInfo(
+                    client_id=channel.client_id,
+                    remote_ip=f"/{channel.peer}",
+                    language=channel.language,
+                    version=channel.version,
+                    last_update_timestamp=seen_ms,
+                )
+                for channel, seen_ms in channels.items()
+            ]
+            for group, channels in self._clients.all_producers().items()
+        }
+        return Response(body=encode(ProducerTable(groups)))
 
     def consumers(self, command: Command, connection: RemotingConnection) -> Response:
         """The members of a group, and what they want."""

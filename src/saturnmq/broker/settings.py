@@ -42,8 +42,8 @@ _FIXED = {
 
 
 class Settings:
-    """Owns what is in force. `apply` takes new settings over, raising ValueError before it does; `keep` writes changes
-    where the next start finds them, raising OSError."""
+    """Owns what is in force. `apply` takes new settings over, raising ValueError before it does; `keep`, set by who
+    knows the file, writes changes where the next start finds them, raising OSError."""
 
     def __init__(
         self,
@@ -54,12 +54,13 @@ class Settings:
     ) -> None:
         self._broker, self._store, self._clock, self._apply = broker, store, clock, apply
         self.version = DataVersion(timestamp=clock.now_ms())
-        #: set by who knows the file; None: there is none, and a restart forgets
-        self.keep: Callable[[Mapping[str, str]], None] | None = None
+        #: what stands for values that leave it open, set by who knows: where the broker listens, and stores
+        self.actual: Mapping[str, object] = {}
+        self.keep: Callable[[Mapping[str, str]], None] = lambda changes: None
 
-    def text(self, **actual: object) -> str:
-        """Java properties; `actual` values win over those that were asked for."""
-        values = {**_FIXED, **msgspec.to_builtins(self._store), **msgspec.to_builtins(self._broker), **actual}
+    def text(self) -> str:
+        """All of them as Java properties, sorted by key."""
+        values = {**_FIXED, **msgspec.to_builtins(self._store), **msgspec.to_builtins(self._broker), **self.actual}
         return configfile.properties(values)
 
     def change(self, text: str) -> list[str]:
@@ -105,9 +106,6 @@ class Settings:
         }
 
     def _write(self, changes: Mapping[str, str]) -> None:
-        if self.keep is None:
-            log.warning("there is no configuration file (-c): a restart forgets %s", ", ".join(changes))
-            return
         try:
             self.keep(changes)
         except OSError as error:

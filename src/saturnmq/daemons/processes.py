@@ -189,6 +189,7 @@ class Broker(Daemon):
 
     async def start_broker(self) -> None:
         """Open the store, then listen: what is asked before the store is open would get a wrong answer."""
+        settings_path = self._find_files()
         self._open_broker(configfile.convert(self.values, StoreConfig), self._broker_config())
         self.opened.push_async_callback(self.close_servers)
         self.opened.callback(self.broker.polls.close)
@@ -197,7 +198,25 @@ class Broker(Daemon):
         address = await self.listen("broker", self.broker_server, self.broker.config.listen_port)
         host = self.broker.config.broker_ip1 or reachable_host(address.host)
         self.store.store_host = pack(Address(host, self.registered_address().port))
+        settings = self.broker.settings
+        settings.keep = SettingsFile(RealDisk("/"), str(settings_path)).change
+        settings.actual = {"listenPort": address.port, "storePathRootDir": str(self.data_dir)}
         await wait_reply(self.broker.start())
+
+    def _find_files(self) -> Path:
+        """The data directory, and the file for settings that are changed while the broker runs: the one that was read
+        (`-c`), else one in that directory, which is read now. Raises StartError."""
+        root = configfile.convert(self.values, StoreConfig).store_path_root_dir
+        self.data_dir = Path(root or DEFAULT_DATA_DIR).expanduser().absolute()
+        if self.options.config is not None:
+            return self.options.config.absolute()
+        path = self.data_dir / "config" / "broker.properties"
+        try:
+            if path.exists():
+                self.values = configfile.parse_properties(path.read_text(errors="replace")) | self.values
+        except OSError as error:
+            raise StartError(f"{path} cannot be read: {error.strerror}") from error
+        return path
 
     def _broker_config(self) -> BrokerConfig:
         config = configfile.convert(self.values, BrokerConfig)
@@ -206,7 +225,6 @@ class Broker(Daemon):
         return config
 
     def _open_broker(self, store_config: StoreConfig, config: BrokerConfig) -> None:
-        self.data_dir = Path(store_config.store_path_root_dir or DEFAULT_DATA_DIR).expanduser().absolute()
         loop = asyncio.get_running_loop()
         flusher, reader = ThreadBackground(loop, "flush", 1), ThreadBackground(loop, "disk", 2)
         self.opened.callback(flusher.close)

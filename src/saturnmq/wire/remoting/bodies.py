@@ -135,6 +135,24 @@ class ProducerConnection(msgspec.Struct, rename="camel"):
     connection_set: list[Connection]
 
 
+class ProducerInfo(msgspec.Struct, rename="camel", kw_only=True):
+    """One producer, as GET_ALL_PRODUCER_INFO tells of it."""
+
+    client_id: str
+    #: `/host:port`
+    remote_ip: str = msgspec.field(name="remoteIP")
+    language: str
+    version: int
+    #: when it was last heard of, milliseconds
+    last_update_timestamp: int
+
+
+class ProducerTable(msgspec.Struct):
+    """All producers by group."""
+
+    data: dict[str, list[ProducerInfo]]
+
+
 class ConsumerIds(msgspec.Struct, rename="camel"):
     """Who is in a consumer group (GET_CONSUMER_LIST_BY_GROUP)."""
 
