@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -13,10 +12,18 @@ import msgspec
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import BrokerConfig
+from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.topic import READ_WRITE, Registration, TopicConfig
 from saturnmq.net.remoting_client import RemotingClient
-from saturnmq.wire.remoting.bodies import RegisterBrokerBody, TopicConfigTable, encode, encode_registration
+from saturnmq.wire.remoting.bodies import (
+    KVTable,
+    RegisterBrokerBody,
+    TopicConfigTable,
+    decode,
+    encode,
+    encode_registration,
+)
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Command
 
@@ -24,6 +31,11 @@ log = logging.getLogger(__name__)
 
 #: how long a NameServer may take (registerBrokerTimeoutMills)
 TIMEOUT_MS = 24_000
+#: between attempts at a NameServer that does not know this broker, milliseconds: until it does, nobody finds the broker
+#: there
+RETRY_MS = 1_000
+#: a registration longer than this is compressed: with 100,000 topics it comes near the most that a frame may have
+LONG_BYTES = 4 << 20
 #: the host of `kernel.topic.Registration` that is for others to fill in
 ANY_HOST = "0.0.0.0"
 
@@ -31,7 +43,13 @@ ANY_HOST = "0.0.0.0"
 class NameServers(Protocol):
     """Whom a broker registers with: over the wire, or a table in the same process."""
 
-    def register(self, registration: Registration) -> object: ...
+    def register(self, registration: Registration) -> object:
+        """Tell them of topics that changed."""
+        ...
+
+    def renew(self, registration: Registration) -> object:
+        """Say that the broker is alive. Whoever does not know all of its topics learns them."""
+        ...
 
     def unregister(self, cluster: str, broker_name: str, address: str) -> None: ...
 
@@ -67,7 +85,7 @@ class Registrar:
         self._register_all()
 
     def _register_all(self) -> None:
-        self._names.register(self._registration(self._topics.configs))
+        self._names.renew(self._registration(self._topics.configs))
         self._timer = self._clock.call_at(
             self._clock.now_ms() + self._config.register_name_server_period, self._register_all
         )
@@ -93,61 +111,145 @@ class Registrar:
         )
 
 
-class RemoteNameServers:
-    """NameServers over the wire. One that cannot be reached is tried again with the next registration."""
+def keep_order(topics: TopicTable, names: Iterable[str]) -> None:
+    """These topics keep an order, by the word of a NameServer (TopicConfigManager#updateOrderTopicConfig)."""
+    for name in names:
+        topic = topics.get(name)
+        if topic is not None and not topic.order:
+            topics.put(msgspec.structs.replace(topic, order=True))
 
-    def __init__(self, client: RemotingClient, addresses: Sequence[Address], broker_id: int) -> None:
-        self._client, self._addresses, self._broker_id = client, addresses, broker_id
+
+class RemoteNameServers:
+    """NameServers over the wire, each with a link of its own: what happens to one is nothing to the others."""
+
+    def __init__(self, client: RemotingClient, addresses: Sequence[Address], broker_id: int, clock: Clock) -> None:
+        #: told which topics keep an order, when a NameServer says so
+        self.on_order_topics: Callable[[Iterable[str]], None] = lambda topics: None
+        self._links = [_Link(client, address, broker_id, clock, self) for address in addresses]
+        client.on_lost = self._lost
 
     def register(self, registration: Registration) -> None:
-        table = TopicConfigTable(dict(registration.topics), registration.version)
-        body = encode_registration(RegisterBrokerBody(table), compressed=False)
-        for names in self._addresses:
-            if self._client.local_address(names) is None:
-                # learn from the connection how this NameServer sees us; to this question any answer is good
-                fields = self._fields(names, registration.cluster, registration.broker_name, registration.address)
-                self._client.request(
-                    names, RequestCode.QUERY_DATA_VERSION, fields, encode(registration.version), TIMEOUT_MS
-                ).then(partial(self._connected, names, registration, body), partial(self._failed, names))
-            else:
-                self._register(names, registration, body)
+        for link in self._links:
+            link.tell(registration)
+
+    def renew(self, registration: Registration) -> None:
+        for link in self._links:
+            link.renew(registration)
 
     def unregister(self, cluster: str, broker_name: str, address: str) -> None:
-        for names in self._addresses:
-            fields = self._fields(names, cluster, broker_name, address)
-            self._client.one_way(names, RequestCode.UNREGISTER_BROKER, fields)
+        for link in self._links:
+            link.leave(cluster, broker_name, address)
 
-    def _connected(self, names: Address, registration: Registration, body: bytes, _: Command) -> None:
-        self._register(names, registration, body)
+    def _lost(self, address: Address) -> None:
+        for link in self._links:
+            if link.address == address:
+                link.lost("the connection was lost")
 
-    def _register(self, names: Address, registration: Registration, body: bytes) -> None:
-        fields = self._fields(names, registration.cluster, registration.broker_name, registration.address)
-        fields |= {
-            "haServerAddr": registration.ha_address or fields["brokerAddr"],
-            "compressed": "false",
-            "bodyCrc32": str(zlib.crc32(body) & 0x7FFFFFFF),
-        }
-        self._client.request(names, RequestCode.REGISTER_BROKER, fields, body, TIMEOUT_MS).then(
-            partial(self._answered, names), partial(self._failed, names)
+
+class _Link:
+    """One NameServer, and whether it knows this broker. Until it does, it is asked every second."""
+
+    def __init__(
+        self, client: RemotingClient, address: Address, broker_id: int, clock: Clock, names: RemoteNameServers
+    ) -> None:
+        self.address = address
+        self._client, self._broker_id, self._clock, self._names = client, broker_id, clock, names
+        #: of all topics, the latest
+        self._registration: Registration | None = None
+        #: it has all of them, but for those of the changes that are on their way
+        self._knows = False
+        #: somebody heard that it does not
+        self._is_said = False
+        self._retry: Timer | None = None
+
+    def renew(self, registration: Registration) -> None:
+        """Ask what it knows: that it was asked tells it that we live. It is told all when that is out of date."""
+        self._registration = registration
+        fields = self._fields(registration)
+        version = encode(registration.version)
+        self._client.request(self.address, RequestCode.QUERY_DATA_VERSION, fields, version, TIMEOUT_MS).then(
+            self._compared, self._failed
         )
 
-    def _fields(self, names: Address, cluster: str, broker_name: str, address: str) -> dict[str, str]:
+    def tell(self, registration: Registration) -> None:
+        """What changed; whoever does not know the rest will be told all of it."""
+        if self._knows:
+            self._register(registration)
+
+    def leave(self, cluster: str, broker_name: str, address: str) -> None:
+        """For good. A NameServer without a connection to us forgot us when it was lost."""
+        registration, self._registration = self._registration, None
+        self._knows = False
+        if self._retry is not None:
+            self._retry.cancel()
+        if registration is not None and self._client.local_address(self.address) is not None:
+            self._client.one_way(self.address, RequestCode.UNREGISTER_BROKER, self._fields(registration))
+
+    def lost(self, reason: str) -> None:
+        """It does not know this broker, or not all of it."""
+        self._knows = False
+        if self._registration is None:
+            return
+        if not self._is_said:
+            self._is_said = True
+            log.warning("the NameServer %s does not know this broker: %s", self.address, reason)
+        if self._retry is None:
+            self._retry = self._clock.call_at(self._clock.now_ms() + RETRY_MS, self._again)
+
+    def _again(self) -> None:
+        self._retry = None
+        if self._registration is not None:
+            self.renew(self._registration)
+
+    def _failed(self, error: BaseException) -> None:
+        self.lost(str(error))
+
+    def _compared(self, answer: Command) -> None:
+        if self._registration is None:
+            return
+        if self._knows and answer.fields.get("changed") == "false":
+            return
+        self._register(self._registration)
+
+    def _register(self, registration: Registration) -> None:
+        body = RegisterBrokerBody(TopicConfigTable(dict(registration.topics), registration.version))
+        data, compressed = encode_registration(body, compressed=False), False
+        if len(data) > LONG_BYTES:
+            data, compressed = encode_registration(body, compressed=True), True
+        fields = self._fields(registration)
+        fields |= {
+            "haServerAddr": registration.ha_address or fields["brokerAddr"],
+            "compressed": str(compressed).lower(),
+            "bodyCrc32": str(zlib.crc32(data) & 0x7FFFFFFF),
+        }
+        self._client.request(self.address, RequestCode.REGISTER_BROKER, fields, data, TIMEOUT_MS).then(
+            self._answered, self._failed
+        )
+
+    def _answered(self, answer: Command) -> None:
+        if answer.code != ResponseCode.SUCCESS:
+            self.lost(f"it refused the registration: {answer.code} {answer.remark}")
+            return
+        self._knows = True
+        if self._is_said:
+            self._is_said = False
+            log.info("the NameServer %s knows this broker", self.address)
+        if answer.body:
+            try:
+                self._names.on_order_topics(decode(KVTable, answer.body).table)
+            except SaturnError as error:
+                log.warning("the NameServer %s sent order topics that cannot be read: %s", self.address, error)
+
+    def _fields(self, registration: Registration) -> dict[str, str]:
         return {
-            "brokerName": broker_name,
-            "brokerAddr": self._dialable(names, address),
-            "clusterName": cluster,
+            "brokerName": registration.broker_name,
+            "brokerAddr": self._dialable(registration.address),
+            "clusterName": registration.cluster,
             "brokerId": str(self._broker_id),
         }
 
-    def _dialable(self, names: Address, address: str) -> str:
+    def _dialable(self, address: str) -> str:
         """Our address as others reach it: unless it was set, the one that this NameServer sees us from."""
-        local = self._client.local_address(names)
+        local = self._client.local_address(self.address)
         ours = Address.parse(address)
         return address if ours.host != ANY_HOST or local is None else str(Address(local.host, ours.port))
-
-    def _answered(self, names: Address, answer: Command) -> None:
-        if answer.code != ResponseCode.SUCCESS:
-            log.error("the NameServer %s refused the registration: %d %s", names, answer.code, answer.remark)
-
-    def _failed(self, names: Address, error: BaseException) -> None:
-        log.warning("the NameServer %s does not know this broker: %s", names, error)

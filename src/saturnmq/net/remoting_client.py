@@ -36,6 +36,8 @@ class RemotingClient:
         self._clock = clock
         self._limits = limits
         self._traffic = Traffic(metrics, name)
+        #: told of an address whose connection is gone
+        self.on_lost: Callable[[Address], None] = lambda address: None
         self._connections: dict[Address, RemotingConnection] = {}
         self._openings: dict[Address, _Opening] = {}
 
@@ -106,6 +108,7 @@ class RemotingClient:
 
         def closed(connection: RemotingConnection) -> None:
             del self._connections[address]
+            self.on_lost(address)
 
         connection = RemotingConnection(self._handlers, self._clock, self._limits, self._traffic, opened, closed)
         try:

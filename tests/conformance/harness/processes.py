@@ -24,7 +24,8 @@ class Processes:
         self._home, self._opened = home, opened
 
     def namesrv(self, port: int = 0, name: str = "namesrv") -> ServerProcess:
-        return self._start(name, "namesrv", "--port", str(port), "--http-port", "0")
+        files = ("--data-dir", str(self._home / name / "data"))
+        return self._start(name, "namesrv", *files, "--port", str(port), "--http-port", "0")
 
     def broker(self, *arguments: str, name: str = "broker-a") -> ServerProcess:
         files = ("--data-dir", str(self._home / name / "data"))

@@ -183,7 +183,7 @@ func instance(r request) string {
 
 func openProducer(r request) (closer, error) {
 	p, err := rocketmq.NewProducer(
-		producer.WithNameServer([]string{r.Endpoints}),
+		producer.WithNameServer(strings.Split(r.Endpoints, ";")),
 		producer.WithGroupName(r.Group),
 		producer.WithInstanceName(instance(r)),
 		producer.WithVIPChannel(r.Vip),
@@ -285,7 +285,7 @@ func (c *client) request(r request) (object, error) {
 func (c *client) openPush(r request) (closer, error) {
 	models := map[string]consumer.MessageModel{"CLUSTERING": consumer.Clustering, "BROADCASTING": consumer.BroadCasting}
 	p, err := rocketmq.NewPushConsumer(
-		consumer.WithNameServer([]string{r.Endpoints}),
+		consumer.WithNameServer(strings.Split(r.Endpoints, ";")),
 		consumer.WithGroupName(r.Group),
 		consumer.WithInstance(instance(r)),
 		consumer.WithConsumerModel(models[r.Model]),
@@ -368,7 +368,7 @@ func (c *client) openPull(r request) (closer, error) {
 	opened := &puller{brokers: make(chan string, 1)}
 	announced := c.announced(r.Name)
 	p, err := rocketmq.NewPullConsumer(
-		consumer.WithNameServer([]string{r.Endpoints}),
+		consumer.WithNameServer(strings.Split(r.Endpoints, ";")),
 		consumer.WithGroupName(r.Group),
 		consumer.WithInstance(instance(r)),
 		consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset),
