@@ -18,7 +18,10 @@ inside, because only of our own queues we know that no entry on disk is ahead of
 Apache's fields have no check of their own. Behind them, where Apache neither reads nor writes, stands what tells ours
 from damaged ones and from what Apache wrote since:
 
-    confirmPhyOffset's check 8 at 48 | the three times again 24 | their check 8      (a check: CRC32, + 2³²)
+    confirmPhyOffset's check 8 at 48 | the three times again 24 | queued 8 | the check of those 8
+
+`queued` is the log position below which all entries of consume queues are durable: there a recovery begins. A check is
+the CRC32, + 2³².
 """
 
 from __future__ import annotations
@@ -38,19 +41,20 @@ _TIMES = Struct(">qqq")
 _CONFIRM_AT = 32
 _CONFIRMED = Struct(">qqq")
 _AGAIN_AT = 56
-_AGAIN = Struct(">qqqq")
+_AGAIN = Struct(">qqqqq")
 PARSED_BYTES = _AGAIN_AT + _AGAIN.size
 #: Apache's own margin between a store time and what it proves
 MARGIN_MS = 3000
 
 
 class Said(NamedTuple):
-    """What a checkpoint says; `is_confirmed` and `is_ours` are true when the checks are right."""
+    """What a checkpoint says; `is_confirmed` and `is_ours` are true when the checks are right, else `queued` is 0."""
 
     log_ms: int
     queues_ms: int
     index_ms: int
     confirmed: int
+    queued: int
     is_confirmed: bool
     is_ours: bool
 
@@ -60,8 +64,8 @@ def parse(raw: bytes, *, apache_crashed: bool = False) -> Said:
     times = list(_TIMES.unpack_from(raw))
     confirmed, _, check = _CONFIRMED.unpack_from(raw, _CONFIRM_AT)
     is_confirmed = check == _check(raw[_CONFIRM_AT : _CONFIRM_AT + 8])
-    *again, check = _AGAIN.unpack_from(raw, _AGAIN_AT)
-    is_ours = check == _check(raw[_AGAIN_AT : _AGAIN_AT + _TIMES.size])
+    *again, queued, check = _AGAIN.unpack_from(raw, _AGAIN_AT)
+    is_ours = check == _check(raw[_AGAIN_AT : PARSED_BYTES - 8])
     if is_ours:
         if not apache_crashed:
             # the older ones are right, whether a crash came between the two writes, or damage, or Apache
@@ -69,7 +73,7 @@ def parse(raw: bytes, *, apache_crashed: bool = False) -> Said:
     elif not apache_crashed and any(raw[_AGAIN_AT:PARSED_BYTES]):
         times = [0, 0, 0]
     log_ms, queues_ms, index_ms = times
-    return Said(log_ms, queues_ms, index_ms, confirmed, is_confirmed, is_ours)
+    return Said(log_ms, queues_ms, index_ms, confirmed, queued if is_ours else 0, is_confirmed, is_ours)
 
 
 class Checkpoint:
@@ -87,6 +91,8 @@ class Checkpoint:
         self.log_ms, self.queues_ms, self.index_ms = said.log_ms, said.queues_ms, said.index_ms
         #: `is_confirmed`: we wrote `confirmed`; it is the end of a record, below which everything is durable
         self.confirmed, self.is_confirmed = said.confirmed, said.is_confirmed
+        #: where a recovery after a crash of ours may begin
+        self.queued = said.queued
 
     @property
     def safe_ms(self) -> int:
@@ -99,15 +105,16 @@ class Checkpoint:
         self._file.pwrite(_CONFIRMED.pack(position, 0, _check(packed)), _CONFIRM_AT)
         self.confirmed = position
 
-    def save(self, log_ms: int, queues_ms: int, index_ms: int | None = None) -> None:
+    def save(self, log_ms: int, queues_ms: int, queued: int, index_ms: int | None = None) -> None:
         """Durable on return; the index's time stays as it is when it is None. Raises OSError."""
         if index_ms is None:
             index_ms = self.index_ms
-        packed = _TIMES.pack(log_ms, queues_ms, index_ms)
-        self._file.pwrite(packed + _check(packed).to_bytes(8, "big"), _AGAIN_AT)
-        self._file.pwrite(packed, 0)
+        times = _TIMES.pack(log_ms, queues_ms, index_ms)
+        again = times + queued.to_bytes(8, "big")
+        self._file.pwrite(again + _check(again).to_bytes(8, "big"), _AGAIN_AT)
+        self._file.pwrite(times, 0)
         self._file.fdatasync()
-        self.log_ms, self.queues_ms, self.index_ms = log_ms, queues_ms, index_ms
+        self.log_ms, self.queues_ms, self.index_ms, self.queued = log_ms, queues_ms, index_ms, queued
 
     def close(self) -> None:
         self._file.close()

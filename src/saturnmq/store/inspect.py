@@ -472,7 +472,8 @@ def _checkpoint(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> I
         {
             "log_ms": log_ms, "queues_ms": queues_ms, "index_ms": index_ms, "master_flushed": flushed,
             "confirmed": confirmed, "queues_position": queues_position,
-            "times_check": "ok" if said.is_ours else "none", "confirmed_check": "ok" if said.is_confirmed else "none",
+            "queued": said.queued, "times_check": "ok" if said.is_ours else "none",
+            "confirmed_check": "ok" if said.is_confirmed else "none",
         },
     )  # fmt: skip
 

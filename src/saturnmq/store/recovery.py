@@ -1,9 +1,11 @@
 """Opening: where does the log end, and do the queues hold what it holds?
 
 Closed cleanly (no `abort`): the checkpoint's confirmed position is the end, or Apache's is a record not far from it;
-the queues are right. Otherwise: start at the last log file whose first record is so old (checkpoint) that everything
-before it is durable in log and queues, take every record from there, give its entry to its queue anew, and cut what
-stands behind the last one, in the log and in the queues.
+the queues are right. Otherwise: start where our checkpoint says that all entries before are durable, or, of a log that
+another server wrote or whose checkpoint is lost, at the last log file whose first record is old enough for that; take
+every record from there, give its entry to its queue anew, and cut what stands behind the last one, in the log and in
+the queues. So what is read after a crash of ours is what was stored since the last checkpoint (`Store`: CHECKPOINT_MS,
+CHECKPOINT_BYTES), however long the log is and its files are.
 
 What is no record has one of two meanings. Behind the confirmed position it is the torn end of a crash, sectors in any
 order, none of it acknowledged: it is cut, with whole records that may follow, because no record may be there without
@@ -68,12 +70,12 @@ class Recovery:
         except MissingEntries as missing:
             log.warning("%s: the queues are rebuilt from the whole commit log", missing)
             # should we crash in the middle, the queues that are done must not look complete
-            self._checkpoint.save(0, 0)
+            self._checkpoint.save(0, 0, 0)
             end = self._recover(first, rebuild, whole=True)
         stored_ms = max(self._stored_ms, self._checkpoint.log_ms)
         self._checkpoint.confirm(end)
-        if rebuild or not self._checkpoint.is_confirmed:
-            self._checkpoint.save(stored_ms, stored_ms)
+        if rebuild or not self._checkpoint.is_confirmed or self._checkpoint.queued != end:
+            self._checkpoint.save(stored_ms, stored_ms, end)
         return Recovered(first, end, stored_ms)
 
     # ---------------------------------------------------------------------------------------- where to start
@@ -114,10 +116,12 @@ class Recovery:
         return self._files[0] if self._files else 0
 
     def _rebuild_start(self) -> int:
-        """The last file whose first record is old enough to be durable in the queues, with all before it."""
+        """Where, or before where, the first record stands that may lack its queue entry."""
         first = self._files[0] if self._files else 0
         if not self._disk.exists(DIRECTORY):
             return first
+        if self._abort.ours and first <= self._checkpoint.queued <= self._durable:
+            return self._checkpoint.queued
         for position in reversed(self._files):
             record = next(iter(Walk(self._log, position, position + 1, position + 1)), None)
             if record is not None and 0 < record.stored_ms <= self._checkpoint.safe_ms:

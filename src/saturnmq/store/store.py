@@ -65,8 +65,10 @@ RECENT_BYTES = GIB
 OPEN_FILES = 512
 #: queue entries that may wait for their write (20 bytes each); above it the disk is too slow for what comes in
 MAX_UNWRITTEN_ENTRIES = 2_000_000
-#: between syncs of the queues: what a start after a crash must look through at least
-CHECKPOINT_INTERVAL_MS = 10_000
+#: a checkpoint is made when the last one is so old, or so much was stored since: a start after a crash looks through
+#: that, and through what came while the checkpoint was made
+CHECKPOINT_MS = 10_000
+CHECKPOINT_BYTES = 128 << 20
 
 #: end and position of a record, size, queue, queue offset, tags code, properties, store time
 _Row = tuple[int, int, int, ConsumeQueue, int, int, bytes, int]
@@ -195,7 +197,7 @@ class Store:
             on_failed=self._fail,
         )
         self._abort.write()
-        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
+        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_MS
         self._refusal = None
         self.space.start()
         self._retention.start()
@@ -255,7 +257,7 @@ class Store:
             self._commit.sync_now()
             self._queues.sync_now()
             self._index.sync_now()
-            self._checkpoint.save(self._seen_ms, self._seen_ms, self._index.durable_ms)
+            self._checkpoint.save(self._seen_ms, self._seen_ms, self._seen, self._index.durable_ms)
             self._abort.remove()
         except OSError as error:
             self._fail(error)
@@ -501,7 +503,7 @@ class Store:
         self._index.write(writes, lambda: self._wrote_index(seen))
 
     def _wrote_index(self, seen: tuple[int, int]) -> None:
-        if self._clock.now_ms() >= self._next_checkpoint_ms:
+        if self._clock.now_ms() >= self._next_checkpoint_ms or seen[0] - self._queued >= CHECKPOINT_BYTES:
             self._queues.sync(lambda: self._save_checkpoint(*seen))
         else:
             self._rest()
@@ -509,12 +511,14 @@ class Store:
     def _save_checkpoint(self, seen: int, seen_ms: int) -> None:
         checkpoint, index_ms = self._checkpoint, self._index.durable_ms
         self._background.run(
-            lambda: checkpoint.save(seen_ms, seen_ms, index_ms), lambda _: self._saved_checkpoint(seen), self._fail
+            lambda: checkpoint.save(seen_ms, seen_ms, seen, index_ms),
+            lambda _: self._saved_checkpoint(seen),
+            self._fail,
         )
 
     def _saved_checkpoint(self, seen: int) -> None:
         self._queued = seen
-        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_INTERVAL_MS
+        self._next_checkpoint_ms = self._clock.now_ms() + CHECKPOINT_MS
         self._rest()
 
     def _rest(self) -> None:

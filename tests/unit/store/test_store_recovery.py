@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from typing import Any
 
 import pytest
 from store_stage import Answer, Stage
@@ -11,6 +12,7 @@ from store_stage import Answer, Stage
 from saturnmq.disk.simulated import everything_survives, nothing_survives
 from saturnmq.store.consumequeue import ENTRY
 from saturnmq.store.results import StoreRefused
+from saturnmq.store.walk import Walk
 
 
 def damage(stage: Stage, path: str, offset: int, data: bytes) -> None:
@@ -20,13 +22,14 @@ def damage(stage: Stage, path: str, offset: int, data: bytes) -> None:
     file.close()
 
 
-def killed(stage: Stage) -> Stage:
+def killed(stage: Stage, **config: Any) -> Stage:
     """The process dies; everything that it wrote stays."""
-    stage.disk.locks.clear()
-    return Stage(stage.disk, clock=stage.clock)
+    return Stage(stage.disk.crashed(survives=everything_survives), clock=stage.clock, **config)
 
 
 FIRST = "commitlog/00000000000000000000"
+#: and no index, which reads the log in the background
+ONE_FILE: dict[str, Any] = {"mapped_file_size_commit_log": 1 << 20, "message_index_enable": False}
 
 
 def test_a_second_store_is_kept_out() -> None:
@@ -156,16 +159,33 @@ def test_deleted_queues_come_back_from_the_log() -> None:
 
 
 def test_one_deleted_queue_comes_back_after_a_crash() -> None:
-    """The walk begins in the last file, where the queue has offsets whose predecessors are gone: then all is read."""
+    """The walk begins at the last checkpoint, where the queue has offsets whose predecessors are gone: then all is
+    read."""
     stage = Stage().open()
     for number in range(40):
         stage.send(b"%d" % number * 50, queue_id=number % 2)
         stage.clock.advance(2_000)
+    stage.send(b"since the checkpoint", queue_id=1)
     before = [stage.bodies(queue_id=0), stage.bodies(queue_id=1)]
     for path in [path for path in stage.disk.names if path.startswith("consumequeue/Topic/1/")]:
         stage.disk.unlink(path)
     again = killed(stage).open()
     assert [again.bodies(queue_id=0), again.bodies(queue_id=1)] == before
+
+
+def log_bytes_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> int:
+    """By its start."""
+    read, count = stage.store._log.read, 0
+
+    def counted(position: int, size: int) -> bytes:
+        nonlocal count
+        data = read(position, size)
+        count += len(data)
+        return data
+
+    monkeypatch.setattr(stage.store._log, "read", counted)
+    stage.open()
+    return count
 
 
 def test_a_clean_start_does_not_read_to_the_end_of_the_last_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,16 +194,40 @@ def test_a_clean_start_does_not_read_to_the_end_of_the_last_file(monkeypatch: py
     stage.send(*(b"x" * 100 for _ in range(60)))
     stage.close()
     again = Stage(stage.disk, mapped_file_size_commit_log=size)
-    read, count = again.store._log.read, 0
+    assert log_bytes_read(again, monkeypatch) < size
+    assert again.store.end == stage.store.end
 
-    def counted(position: int, size: int) -> bytes:
-        nonlocal count
-        count += size
-        return read(position, size)
 
-    monkeypatch.setattr(again.store._log, "read", counted)
-    assert again.open().store.end == stage.store.end
-    assert count < size
+@pytest.mark.parametrize("flush", ["SYNC_FLUSH", "ASYNC_FLUSH"])
+def test_a_start_after_a_crash_reads_what_was_stored_since_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, flush: str
+) -> None:
+    """However long the log is, and its files: at most CHECKPOINT_BYTES, what is stored in the second until that is
+    seen, and a chunk more, where the log may end."""
+    monkeypatch.setattr("saturnmq.store.store.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr(Walk.__init__, "__defaults__", (1_000,))
+    config: dict[str, Any] = {"flush_disk_type": flush, **ONE_FILE}
+    stage = Stage(**config).open()
+    for number in range(300):
+        stage.send(*(b"%d" % number * 50 for _ in range(4)), queue_id=number % 7)
+        stage.clock.advance(100)
+        if number % 20 == 0:
+            again = killed(stage, **config)
+            ends = [stage.store.max_offset("Topic", queue_id) for queue_id in range(7)]
+            assert log_bytes_read(again, monkeypatch) < 20_000 + 11 * 4 * 300 + 2 * 1_000
+            assert [again.store.max_offset("Topic", queue_id) for queue_id in range(7)] == ends
+    assert stage.store.end > 10 * 20_000
+
+
+def test_a_quiet_store_is_ready_at_once_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Walk.__init__, "__defaults__", (200,))
+    stage = Stage(**ONE_FILE).open()
+    for number in range(100):
+        stage.send(b"%d" % number * 50)
+    stage.clock.advance(11_000)
+    again = killed(stage, **ONE_FILE)
+    assert log_bytes_read(again, monkeypatch) < 300
+    assert len(again.bodies()) == 100
 
 
 def test_recovery_begins_where_the_checkpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:

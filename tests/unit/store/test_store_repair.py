@@ -222,11 +222,13 @@ def test_the_copy_is_durable_before_anything_is_overwritten() -> None:
 
 
 def test_damage_found_when_everything_is_read_again_takes_nothing_with_it() -> None:
-    """Recovery begins in the last file, finds that an entry of a queue is damaged, and begins again at the front."""
+    """Recovery begins late, finds that an entry of a queue is damaged, and begins again at the front."""
     stage = Stage().open()
-    for number in range(40):
+    for number in range(38):
         stage.send(b"%d" % number * 50, queue_id=number % 2)
         stage.clock.advance(2_000)
+    for queue_id in (0, 1):
+        stage.send(b"since the checkpoint", queue_id=queue_id)
     before = stage.all(queue_id=0)
     flip(stage.disk, FIRST, 4, 7)
     for name in stage.disk.list("consumequeue/Topic/1"):
