@@ -349,12 +349,16 @@ class ConsumeQueues:
 
     def rewind(self, topic: str, queue_id: int, offset: int, *, whole: bool) -> ConsumeQueue:
         """The queue as it was before the message at this offset: whatever stands there and behind is given anew, and
-        `cut` comes when that is done. `whole`: so is everything that stands before. Raises MissingEntries, OSError."""
+        `cut` comes when that is done. `whole`: so is everything that stands before. Until then the last file stays: it
+        tells which offsets were given, also to a recovery after this one. Raises MissingEntries, OSError."""
         directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
         starts = files.starts(directory)
         good = 0 if whole else files.gap(starts)
         for start in reversed(starts[good:]):
-            files.unlink(directory, start)
+            if start < starts[-1] or start + files.per_file <= offset:
+                files.unlink(directory, start)
+            elif start < offset:
+                self._unsynced.update(dict.fromkeys(files.write(directory, start, FILLER * (offset - start))))
         low = offset
         if offset and not whole:
             if not good or starts[0] >= offset or files.entry(directory, offset - 1)[1] <= 0:
@@ -368,7 +372,7 @@ class ConsumeQueues:
         is none. Raises StoreRefused, OSError."""
         directory, files = f"{DIRECTORY}/{topic}/{queue_id}", self.files
         starts = files.starts(directory)
-        end = files.filled(directory, starts[: files.gap(starts)]) if starts else 0
+        end = files.filled(directory, starts) if starts else 0
         return end, files.entry(directory, end - 1)[0] if end else 0
 
     def entry(self, topic: str, queue_id: int, offset: int) -> tuple[int, int]:

@@ -232,7 +232,7 @@ class QueueCheck:
         else:
             count, stop = self._check_old(directory, name, begin, min(queue.first, end), log_end)
             if stop < min(queue.first, end):
-                self._old(directory, name, stop, "is empty, with others behind it")
+                self._hole(directory, name, stop)
             count, stop = count + queue.next - queue.first, queue.next
         self._totals.entries += count
         for start in starts:
@@ -289,6 +289,15 @@ class QueueCheck:
                 self._old(directory, name, offset, f"leads to log position {position}, where no record of it stands")
             last = max(last, position)
         return count, end
+
+    def _hole(self, directory: str, name: str, offset: int) -> None:
+        """A start that makes queues anew from the whole log leaves holes when it is cut off."""
+        if self._state.crashed and self._state.rebuilt_from <= self._log.first:
+            what = f"entry {offset} of {name} is empty, with others behind it"
+            path, at = self._path(directory, offset), offset % self._per_file * ENTRY_BYTES
+            self._tell(Finding(False, path, at, what, _HEALED))
+        else:
+            self._old(directory, name, offset, "is empty, with others behind it")
 
     def _old(self, directory: str, name: str, offset: int, what: str) -> None:
         at = offset % self._per_file * ENTRY_BYTES

@@ -240,6 +240,30 @@ def test_damage_found_when_everything_is_read_again_takes_nothing_with_it() -> N
     assert again.disk.list("damaged") == [f"{0:020d}-{before[0].size}.bin"]
 
 
+def test_a_recovery_that_is_cut_off_forgets_no_offset() -> None:
+    """The last message of a queue is lost, and all queues are made anew: only old entries tell that there was one."""
+    stage = Stage().open()
+    for number in range(12):
+        stage.send(b"%d" % number * 50, queue_id=number % 2)
+        stage.send(b"%d" % number * 50, topic="Other")
+        stage.clock.advance(2_000)
+    (lost,) = stage.send(b"last" * 20, topic="Other")
+    stage.send(b"behind it")
+    stage.clock.advance(1_000)
+    damage(stage.disk, lost.commit_log_offset + 90, b"\xff")
+    for name in stage.disk.list("consumequeue/Topic/1"):
+        for entry in range(10):
+            flip(stage.disk, f"consumequeue/Topic/1/{name}", entry * 20, 6)
+    disk = stage.disk.crashed(None, everything_survives)
+    Stage(disk, clock=stage.clock).open()
+    for events in range(len(disk.events) + 1):
+        for survives in (nothing_survives, everything_survives):
+            again = Stage(disk.crashed(events, survives), clock=stage.clock).open()
+            assert again.send(b"new", topic="Other")[0].queue_offset == lost.queue_offset + 1
+            assert offsets(again, "Other") == [*range(12), lost.queue_offset + 1]
+            assert offsets(again, queue_id=1) == [*range(6)]
+
+
 def test_a_wrong_time_does_not_hide_what_follows_damage() -> None:
     """A record that says it was stored in a thousand years is whole; all others would be older than it."""
     stage, places = filled()
