@@ -7,7 +7,8 @@ from collections.abc import Callable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.schedule import DelayLevels
-from saturnmq.broker.timers import TIMERS, Timers
+from saturnmq.broker.timermessages import TIMERS
+from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.clock import Clock

@@ -29,6 +29,7 @@ from saturnmq.store.timerlog import (
     UNIT_BYTES,
     TimerEntry,
     TimerLog,
+    TimerLogDamaged,
     pack,
 )
 from saturnmq.store.timerlog import DIRECTORY as TIMER_LOG
@@ -132,8 +133,8 @@ class TimerFiles:
         check, loaded = self.load(low, high), self.check
         wheel_is_whole = self._wheel.open()
         first, limit = self._log.find()
-        if not first <= check.log_position <= limit or (loaded == TimerCheck() and (limit or high)):
-            check = self._begin_anew(loaded, low)
+        if not first <= check.log_position <= limit or (loaded == TimerCheck() and limit):
+            check = self.begin_anew(loaded, low)
         else:
             start = check.log_position
             if not wheel_is_whole or self._has_other_wheel(check):
@@ -154,9 +155,10 @@ class TimerFiles:
             return check.precision_ms != self.precision_ms
         return any(name.startswith("timerwheel.") for name in self._disk.list(""))
 
-    def _begin_anew(self, check: TimerCheck, low: int) -> TimerCheck:
-        """Sort in the whole queue again, but for what is known to be delivered."""
-        log.warning("%s, timerlog and timerwheel do not fit: they are made anew from the timer topic", timercheck.PATH)
+    def begin_anew(self, check: TimerCheck, low: int) -> TimerCheck:
+        """Sort in the whole queue again from its offset `low` on, but for what is delivered at this state; gives the
+        state to go on from. For a thread: waits for the disk. Raises OSError."""
+        log.warning("timerlog and timerwheel are made anew from the timer topic")
         self._wheel.clear()
         self._log.clear()
         for name in self._disk.list(""):
@@ -271,14 +273,13 @@ class TimerFiles:
 
     def chain(self, slot_ms: int, last: int, delivered: int, *, wait: bool) -> Chain:
         """The messages of the slot behind the position `delivered` up to the entry at `last`: the first part of them.
-        Raises Cold unless it may `wait`."""
+        Raises TimerLogDamaged, OSError; Cold unless it may `wait`."""
         entries: list[TimerEntry] = []
         marks: list[int] = []
         deletes = []
         for entry in self._log.read_back(last, wait=wait):
             if entry.slot_ms != slot_ms:
-                log.error("the chain of slot %d leads to an entry of %d at %d: ended", slot_ms, entry.slot_ms, entry[0])
-                break
+                raise TimerLogDamaged(f"the slot {slot_ms} leads to an entry of {entry.slot_ms} at {entry.position}")
             if entry.is_delete:
                 deletes.append(entry)
             elif entry.position > delivered:
@@ -294,6 +295,16 @@ class TimerFiles:
     @property
     def log_end(self) -> int:
         return self._log.end
+
+    def state(self, now_ms: int) -> TimerCheck:
+        """The next checkpoint, as far as it is the files'."""
+        return TimerCheck(
+            log_position=self._log.end,
+            counter=self.check.counter + 1,
+            changed_ms=now_ms,
+            precision_ms=self.precision_ms,
+            is_ours=True,
+        )
 
     def take(self) -> Changes:
         """What changed, for `write`; `written` or `not_written` comes after it."""

@@ -43,6 +43,10 @@ _SCAN_BYTES = 5_000 * UNIT_BYTES
 _OPEN_FILES = 16
 
 
+class TimerLogDamaged(Exception):
+    """No entry stands where one should: what the log was good for must be made again from the timer topic."""
+
+
 class TimerEntry(NamedTuple):
     """One entry, with its position in the timer log."""
 
@@ -207,8 +211,8 @@ class TimerLog:
     # -------------------------------------------------------------------------------------------------- reading
 
     def read_back(self, position: int, *, wait: bool) -> Iterator[TimerEntry]:
-        """The entry there and those before it in its slot, the newest first. Ends early, and says so, where there is
-        none. Raises Cold unless it may `wait` for the disk."""
+        """The entry there and those before it in its slot, the newest first. Raises TimerLogDamaged, OSError; Cold
+        unless it may `wait` for the disk."""
         block, base = b"", 0
         while position != NONE:
             if not base <= position <= base + len(block) - UNIT_BYTES:
@@ -216,21 +220,21 @@ class TimerLog:
                 block = self._read(base, position + UNIT_BYTES - base, wait)
             entry = _unpack(block, position - base, position) if len(block) >= position + UNIT_BYTES - base else None
             if entry is None:
-                log.error("%s: no entry stands at %d, the chain ends there", self.path(position), position)
-                return
+                raise TimerLogDamaged(f"{self.path(position)}: there is no entry at {position}")
             yield entry
             position = entry.previous
 
     def _read(self, position: int, size: int, wait: bool) -> bytes:
-        if position < self.first:
+        try:
+            file = self._disk.open(self.path(position)) if wait else self._open_files.get(self.path(position))
+        except FileNotFoundError:
             return b""
         if wait:
-            file = self._disk.open(self.path(position))
             try:
                 return file.pread(size, position % self.file_size)
             finally:
                 file.close()
-        view = self._open_files.get(self.path(position)).try_pread(size, position % self.file_size)
+        view = file.try_pread(size, position % self.file_size)
         if view is None:
             raise Cold
         return bytes(view)
