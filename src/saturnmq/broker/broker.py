@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from saturnmq.broker.assignment import Assignments, RequestModes
 from saturnmq.broker.clients import ClientTable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
+from saturnmq.broker.peeks import Peeks
 from saturnmq.broker.pop import Pops
 from saturnmq.broker.pull import Pulls
 from saturnmq.broker.registration import NameServers, Registrar
@@ -74,6 +76,10 @@ class Broker:
         self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.offsets, self.polls, metrics)
         self.pops = Pops(config, store, clock, self.topics, self.groups, self.offsets, self.polls, random, metrics)
 
+        self.peeks = Peeks(store, clock, self.topics, self.offsets, self.polls, self.pops, random)
+        self.modes = RequestModes(store.disk, clock, store.background)
+        self.modes.load()
+        self.assignments = Assignments(config, self.topics, self.groups, self.clients, self.modes)
         self.resets = Resets(
             config.broker_name, store, self.topics, self.groups, self.offsets, self.clients, self.polls
         )
@@ -117,14 +123,14 @@ class Broker:
         self.clients.stop()
         self.delays.stop()
         self.pops.stop()
-        written = gather([self.topics.write(), self.groups.write(), self.offsets.write()])
+        written = gather([self.topics.write(), self.groups.write(), self.offsets.write(), self.modes.write()])
         return chain(chain(written, lambda _: self.delays.write()), lambda _: self.timers.stop())
 
     def _configure(self, config: BrokerConfig, store_config: StoreConfig) -> None:
         """Other settings are in force from now on. Raises ValueError before any of them is."""
         self.store.configure(store_config)
         self.config = config
-        for part in (self.topics, self.groups, self.sends, self.send_backs, self.pulls, self.pops):
+        for part in (self.topics, self.groups, self.sends, self.send_backs, self.pulls, self.pops, self.assignments):
             part.configure(config)
         if self._registrar is not None:
             self._registrar.configure(config)

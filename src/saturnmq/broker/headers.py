@@ -320,6 +320,28 @@ class PopHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     attempt_id: str | None = None
 
 
+class NotificationHeader(msgspec.Struct, rename="camel", kw_only=True):
+    """NOTIFICATION"""
+
+    consumer_group: str
+    topic: str
+    queue_id: int
+    poll_time: int
+    order: bool | None = None
+    attempt_id: str | None = None
+    exp_type: str | None = None
+    exp: str | None = None
+
+
+class PeekHeader(msgspec.Struct, rename="camel"):
+    """PEEK_MESSAGE"""
+
+    consumer_group: str
+    topic: str
+    queue_id: int
+    max_msg_nums: int
+
+
 class PollingHeader(msgspec.Struct, rename="camel"):
     """POLLING_INFO"""
 

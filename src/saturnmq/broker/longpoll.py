@@ -61,18 +61,18 @@ class Waiter:
             self._polls._forget(self)
 
 
-_Filter = tuple[frozenset[int], Matches | None]
+#: tag codes, filter over properties, whether its waiters take what they are woken for
+_Kind = tuple[frozenset[int], Matches | None, bool]
 
 
 class _Bucket:
     """Waiters that are alike: same topic, queue, group and filter; in order of arrival."""
 
-    __slots__ = ("codes", "due", "group", "matches", "queue_id", "topic", "waiters")
+    __slots__ = ("codes", "due", "group", "kind", "matches", "queue_id", "topic", "waiters")
 
-    def __init__(
-        self, topic: str, queue_id: int, group: str | None, codes: frozenset[int], matches: Matches | None
-    ) -> None:
-        self.topic, self.queue_id, self.group, self.codes, self.matches = topic, queue_id, group, codes, matches
+    def __init__(self, topic: str, queue_id: int, group: str | None, kind: _Kind) -> None:
+        self.topic, self.queue_id, self.group, self.kind = topic, queue_id, group, kind
+        self.codes, self.matches, _ = kind
         self.waiters: dict[Waiter, None] = {}
         self.due = False
 
@@ -87,7 +87,7 @@ class LongPolls:
         self._clock = clock
         self._per_group, self._in_all = per_group, in_all
         #: by topic and queue (or ANY_QUEUE), then group (None: pulls), then filter
-        self._places: dict[tuple[str, int], dict[str | None, dict[_Filter, _Bucket]]] = {}
+        self._places: dict[tuple[str, int], dict[str | None, dict[_Kind, _Bucket]]] = {}
         #: by topic and group: waiters on each queue
         self._counts: dict[tuple[str, str], dict[int, int]] = {}
         #: topic whose arrivals wake a group that waits on another topic
@@ -114,19 +114,21 @@ class LongPolls:
         *,
         matches: Matches | None = None,
         group: str | None = None,
+        takes: bool = True,
     ) -> Waiter:
         """Call `wake(False)` once when a message arrives whose tag code is in `codes` and that matches, `wake(True)` at
         `until_ms`.
 
-        `queue_id` may be ANY_QUEUE, `codes` empty (any message). With a group, its waiters take turns. Raises
-        SystemBusy when too many wait already.
+        `queue_id` may be ANY_QUEUE, `codes` empty (any message). With a group, its waiters take turns; those that take
+        nothing, among themselves. Raises SystemBusy when too many wait already.
         """
         self._admit(topic, queue_id, group)
         groups = self._places.setdefault((topic, queue_id), {})
         buckets = groups.setdefault(group, {})
-        bucket = buckets.get((codes, matches))
+        kind = codes, matches, takes
+        bucket = buckets.get(kind)
         if bucket is None:
-            bucket = buckets[codes, matches] = _Bucket(topic, queue_id, group, codes, matches)
+            bucket = buckets[kind] = _Bucket(topic, queue_id, group, kind)
         waiter = Waiter(self, bucket, wake)
         bucket.waiters[waiter] = None
         self._count += 1
@@ -177,7 +179,8 @@ class LongPolls:
 
     def waiting(self, topic: str, group: str, queue_id: int) -> int:
         """How many pops of the group wait on the queue, or on ANY_QUEUE."""
-        return self._counts.get((topic, group), {}).get(queue_id, 0)
+        buckets = self._places.get((topic, queue_id), {}).get(group, {})
+        return sum(len(bucket.waiters) for (_, _, takes), bucket in buckets.items() if takes)
 
     def wake_pulls(self, topic: str, queue_id: int) -> None:
         """Every pull that waits on the queue has to look again: some group's offset is another one now."""
@@ -246,7 +249,7 @@ class LongPolls:
         place = bucket.topic, bucket.queue_id
         groups = self._places[place]
         buckets = groups[bucket.group]
-        del buckets[bucket.codes, bucket.matches]
+        del buckets[bucket.kind]
         if not buckets:
             del groups[bucket.group]
         if not groups:

@@ -204,7 +204,7 @@ class Pops:
 
     def pop(self, request: PopRequest) -> Reply[PopResult]:
         """Answers at once when there is something, else within `wait_ms`."""
-        fifo = self._admit(request)
+        fifo = self.admit(request)
         pop = _Pop(request, self._share(request), fifo, self._clock.now_ms() + request.wait_ms)
         result = self._attempt(pop)
         if result is None and not pop.cold:
@@ -214,7 +214,7 @@ class Pops:
             return pop.later
         return result
 
-    def _admit(self, request: PopRequest) -> bool:
+    def admit(self, request: PopRequest) -> bool:
         """Whether the queues are popped in order. Raises unless the group may read the topic."""
         self._log.check_ready()
         if not self._config.broker_permission & READ:
@@ -245,7 +245,7 @@ class Pops:
         group, name = request.group, request.topic
         share = self._shares.get((group, name))
         if share is None:
-            share = self._shares[group, name] = _Share(group, name, self._retry_topics(group, name))
+            share = self._shares[group, name] = _Share(group, name, self.retry_topics(group, name))
             for retry, _ in share.retry_topics:
                 self._polls.link(retry, name, group)
         topic = self._topics.get(name)
@@ -258,7 +258,7 @@ class Pops:
                 share.retries[retry] = self._begin(share, topic, kind, from_latest=False)
         return share
 
-    def _retry_topics(self, group: str, topic: str) -> list[tuple[str, TopicKind]]:
+    def retry_topics(self, group: str, topic: str) -> list[tuple[str, TopicKind]]:
         """With v2 names those of v1 too: there may be messages from before they were turned on."""
         if topic.startswith(RETRY_PREFIX):
             return []

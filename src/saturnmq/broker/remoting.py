@@ -16,6 +16,7 @@ from saturnmq.broker.headers import (
     SendHeader,
     SendHeaderV2,
 )
+from saturnmq.broker.remoting_assignment import AssignmentHandlers
 from saturnmq.broker.remoting_broker import BrokerHandlers
 from saturnmq.broker.remoting_clients import ClientHandlers
 from saturnmq.broker.remoting_groups import GroupHandlers
@@ -70,7 +71,7 @@ _PULL_CODES = {
 def table(broker: Broker) -> dict[int, Handler]:
     """What both ports of a broker serve; the VIP port is for clients that keep their sends on a port of its own."""
     messages, offsets = MessageHandlers(broker), OffsetHandlers(broker)
-    clients, pops = ClientHandlers(broker), PopHandlers(broker)
+    clients, pops, assignments = ClientHandlers(broker), PopHandlers(broker), AssignmentHandlers(broker)
     topics, groups, state = TopicHandlers(broker), GroupHandlers(broker), BrokerHandlers(broker)
     queries, progress, relay = QueryHandlers(broker), ProgressHandlers(broker), RelayHandlers(broker)
     return {
@@ -115,7 +116,12 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.ACK_MESSAGE: pops.ack,
         RequestCode.BATCH_ACK_MESSAGE: pops.batch_ack,
         RequestCode.CHANGE_MESSAGE_INVISIBLETIME: pops.change_invisible,
+        RequestCode.NOTIFICATION: pops.notification,
+        RequestCode.PEEK_MESSAGE: pops.peek,
         RequestCode.POLLING_INFO: pops.polling,
+        RequestCode.QUERY_ASSIGNMENT: assignments.query,
+        RequestCode.SET_MESSAGE_REQUEST_MODE: assignments.set_mode,
+        RequestCode.GET_ALL_MESSAGE_REQUEST_MODE: assignments.modes,
         RequestCode.POP_ROLLBACK: pops.roll_back,
         RequestCode.UPDATE_AND_CREATE_TOPIC: topics.put,
         RequestCode.UPDATE_AND_CREATE_TOPIC_LIST: topics.put_all,

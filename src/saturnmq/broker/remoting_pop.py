@@ -16,12 +16,22 @@ from collections.abc import Iterator
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import AckHeader, BatchAck, BatchAckBody, ChangeInvisibleHeader, PollingHeader, PopHeader
+from saturnmq.broker.headers import (
+    AckHeader,
+    BatchAck,
+    BatchAckBody,
+    ChangeInvisibleHeader,
+    NotificationHeader,
+    PeekHeader,
+    PollingHeader,
+    PopHeader,
+)
+from saturnmq.broker.peeks import Peeked
 from saturnmq.kernel.errors import GroupNotFound, InvalidReceiptHandle, NoSuchMessage, TopicNotFound
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.ports import Delivery, InvisibleChanged, Popped, PopRequest, PopResult, PopStatus
-from saturnmq.kernel.subscription import subscribe
+from saturnmq.kernel.subscription import Subscription, subscribe
 from saturnmq.kernel.topic import pop_retry_topic
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import decode
@@ -81,6 +91,28 @@ class PopHandlers:
         header = msgspec.convert(command.fields, ChangeInvisibleHeader, strict=False)
         return after(self._broker.change_invisible(_delivery(header), header.invisible_time), _changed)
 
+    def notification(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        """Tell when a pop would find something."""
+        header = msgspec.convert(command.fields, NotificationHeader, strict=False)
+        request = _look(header, subscribe(header.topic, header.exp, header.exp_type))
+        request.fifo, request.attempt_id, request.wait_ms = bool(header.order), header.attempt_id, header.poll_time
+        return after(
+            self._broker.peeks.notify(request),
+            lambda notice: Response(
+                fields={
+                    "hasMsg": str(notice.has_message).lower(),
+                    "pollingFull": str(notice.is_full).lower(),
+                }
+            ),
+        )
+
+    def peek(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        """What a pop would take, of all that there is and whatever the group subscribes to."""
+        header = msgspec.convert(command.fields, PeekHeader, strict=False)
+        request = _look(header, subscribe(header.topic, None))
+        request.max_messages = min(header.max_msg_nums, _MOST_MESSAGES)
+        return after(self._broker.peeks.peek(request), _peeked)
+
     def polling(self, command: Command, connection: RemotingConnection) -> Response:
         """How many pops wait on a queue; on -1, those that wait on any."""
         header = msgspec.convert(command.fields, PollingHeader, strict=False)
@@ -121,6 +153,26 @@ class PopHandlers:
                 entry for (kind, _), messages in queues.items() for entry in _order_counts(kind, messages)
             )
         return Response(fields=fields, body=b"".join([message.record for message in result.messages]))
+
+
+def _look(header: NotificationHeader | PeekHeader, subscription: Subscription) -> PopRequest:
+    """A pop that takes nothing."""
+    return PopRequest(
+        group=header.consumer_group,
+        topic=header.topic,
+        queue_id=header.queue_id,
+        max_messages=1,
+        invisible_ms=0,
+        wait_ms=0,
+        subscription=subscription,
+    )
+
+
+def _peeked(peeked: Peeked) -> Response:
+    fields = {"popTime": "0", "invisibleTime": "0", "reviveQid": "0", "restNum": str(peeked.rest)}
+    if not peeked.records:
+        return Response(ResponseCode.PULL_NOT_FOUND, "NO_MESSAGE_IN_QUEUE", fields)
+    return Response(ResponseCode.SUCCESS, "FOUND", fields, b"".join(peeked.records))
 
 
 def _order_counts(kind: int, messages: list[Popped]) -> Iterator[str]:

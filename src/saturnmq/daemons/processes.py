@@ -19,7 +19,8 @@ import msgspec
 
 from saturnmq.broker import remoting as broker_remoting
 from saturnmq.broker.broker import Broker as BrokerRoom
-from saturnmq.broker.registration import RemoteNameServers
+from saturnmq.broker.registration import RemoteNameServers, keep_order
+from saturnmq.broker.routes import RemoteRoutes
 from saturnmq.daemons.options import Options
 from saturnmq.disk.real import RealDisk
 from saturnmq.disk.settingsfile import SettingsFile
@@ -183,7 +184,10 @@ class Broker(Daemon):
         client = RemotingClient(self.clock, self.limits, self.metrics)
         self.opened.push_async_callback(client.close)
         await self.start_broker()
-        names = RemoteNameServers(client, addresses, self.broker.config.broker_id)
+        names = RemoteNameServers(client, addresses, self.broker.config.broker_id, self.clock)
+        names.on_order_topics = partial(keep_order, self.broker.topics)
+        keep_ms = self.broker.config.load_balance_poll_name_server_interval
+        self.broker.assignments.routes = RemoteRoutes(client, addresses, self.clock, keep_ms)
         self.broker.register(names, self.registered_address())
         await self.listen_vip()
 
@@ -283,7 +287,7 @@ class Local(Broker):
         self.bind_http()
         await self.start_broker()
         name_server = self.name_server(self.data_dir)
-        routes = name_server.routes
+        routes = self.broker.assignments.routes = name_server.routes
         self.broker.register(routes, self.registered_address())
         if self.broker.config.dev_auto_create:
             routes.on_unknown = self.broker.topic_config

@@ -145,6 +145,14 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: milliseconds; a queue lock of an orderly consumer lives this long without renewal
     lock_max_live_time: Positive = 60_000
     revive_queue_num: Positive = 8
+    #: how groups read topics for which nobody said it (mqadmin setConsumeMode), where consumers leave it to the broker
+    default_message_request_mode: Literal["PULL", "POP"] = "PULL"
+    #: of a popping consumer: how many of those that follow it share its queues; less than 1: all
+    default_pop_share_queue_num: int = -1
+    #: consumers that ask get a share of the queues; false: all of them
+    server_load_balancer_enable: bool = True
+    #: milliseconds for which a broker remembers where other brokers have queues of a topic
+    load_balance_poll_name_server_interval: Positive = 30_000
     #: out of 100 pops, how many look at the retry topic first
     pop_from_retry_probability: Percent = 20
     #: waiting pops per topic and group

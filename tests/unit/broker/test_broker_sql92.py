@@ -1,4 +1,4 @@
-"""Consumers that filter by properties: pulls, pops and waits give what the expression takes, and say when it is wrong."""
+"""Consumers that filter by properties: pulls, pops and waits give what the filter takes, and say when it is wrong."""
 
 from __future__ import annotations
 
