@@ -149,11 +149,15 @@ class Broker:
             self.topics.delete(name)
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
-        return None
+        return self._delete_messages(gone)
 
     def delete_unused_topics(self) -> Reply[None]:
         """Delete the messages of topics that this broker does not have."""
-        return None
+        return self._delete_messages([name for name in self.store.topics() if self.topics.get(name) is None])
+
+    def _delete_messages(self, topics: list[str]) -> Reply[None]:
+        stored = [topic for topic in topics if self.store.queues(topic)]
+        return self.store.delete(stored) if stored else None
 
     def delete_group(self, group: str, *, offsets_too: bool) -> None:
         """Its topics for retries and dead letters stay; whoever deletes it deletes those too."""

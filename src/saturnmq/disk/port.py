@@ -97,6 +97,10 @@ class Disk(Protocol):
 
     def unlink(self, path: str) -> None: ...
 
+    def rmdir(self, path: str) -> None:
+        """An empty directory."""
+        ...
+
     def sync_directory(self, path: str) -> None: ...
 
     def sync_all(self, path: str) -> bool:

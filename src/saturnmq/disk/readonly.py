@@ -24,4 +24,4 @@ class ReadOnlyDisk(RealDisk):
     def _refuse(self, path: str, *_: object, **__: object) -> NoReturn:
         raise OSError(errno.EROFS, "the disk is only read", self._at(path))
 
-    create = mkdir = rename = unlink = sync_directory = replace_file = lock = _refuse
+    create = mkdir = rename = unlink = rmdir = sync_directory = replace_file = lock = _refuse

@@ -225,6 +225,9 @@ class RealDisk:
     def unlink(self, path: str) -> None:
         os.unlink(self._at(path))
 
+    def rmdir(self, path: str) -> None:
+        os.rmdir(self._at(path))
+
     def sync_directory(self, path: str) -> None:
         full = self._at(path)
         descriptor = os.open(full, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

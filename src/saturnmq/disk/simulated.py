@@ -27,6 +27,7 @@ class Operation(StrEnum):
     MKDIR = "mkdir"
     RENAME = "rename"
     UNLINK = "unlink"
+    RMDIR = "rmdir"
     SYNC_DIRECTORY = "sync_directory"
 
 
@@ -280,6 +281,8 @@ class SimulatedDisk:
                     self.names[event.to] = self.names.pop(event.path)
             case Operation.UNLINK:
                 self.names.pop(event.path, None)
+            case Operation.RMDIR:
+                self.directories.discard(event.path)
 
     # ------------------------------------------------------------------------------------------- the port
 
@@ -330,6 +333,15 @@ class SimulatedDisk:
         self.check(Operation.UNLINK, path)
         inode = self.names.pop(path)
         self.record(Operation.UNLINK, path, inode=inode)
+
+    def rmdir(self, path: str) -> None:
+        if path not in self.directories:
+            raise FileNotFoundError(errno.ENOENT, "no such directory", path)
+        if self.list(path):
+            raise OSError(errno.ENOTEMPTY, "the directory is not empty", path)
+        self.check(Operation.RMDIR, path)
+        self.directories.discard(path)
+        self.record(Operation.RMDIR, path)
 
     def sync_directory(self, path: str) -> None:
         self.check(Operation.SYNC_DIRECTORY, path)

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from saturnmq.disk.port import Buffer, Disk, File
 from saturnmq.kernel.clock import Background
-from saturnmq.kernel.errors import IllegalTopic
-from saturnmq.kernel.later import Later, Reply, chain
+from saturnmq.kernel.errors import IllegalTopic, SystemBusy
+from saturnmq.kernel.later import Later, Reply, after, chain
 from saturnmq.store.commitlog import file_name, zero_tail
 from saturnmq.store.results import StoreRefused
 from saturnmq.store.space import is_no_room
@@ -86,6 +86,10 @@ class QueueFiles:
         self.disk = disk
         self.file_size = file_size
         self.per_file = file_size // ENTRY_BYTES
+
+    def forget(self, directory: str) -> None:
+        """It is going to be removed: nothing in it or of it is synced any more."""
+        self._made_in = {made_in for made_in in self._made_in if not f"{made_in}/".startswith(f"{directory}/")}
 
     def path(self, queue: ConsumeQueue, offset: int) -> str:
         """Of the file that holds the entry at this offset."""
@@ -176,6 +180,18 @@ class QueueFiles:
         for directory in sorted(directories):
             self.disk.sync_directory(directory)
         self._made_in -= made_in
+
+    def remove(self, topic: str) -> None:
+        """All queues of a topic, durably, the last file of each first: while there is any, the first one tells how old
+        the queue is. Raises OSError."""
+        above = f"{DIRECTORY}/{topic}"
+        for name in self.disk.list(above):
+            directory = f"{above}/{name}"
+            for file in reversed(self.disk.list(directory)):
+                self.disk.unlink(f"{directory}/{file}")
+            self.disk.rmdir(directory)
+        self.disk.rmdir(above)
+        self.disk.sync_directory(DIRECTORY)
 
     def cut(self, directory: str, offset: int) -> list[str]:
         """Let nothing stand in the files from this offset on; the first file stays, to say where the queue is. Gives
@@ -299,6 +315,8 @@ class ConsumeQueues:
         self.may_be_ahead = False
         #: entries in all tails
         self.unwritten = 0
+        #: topics that are being deleted, and their queues that were used
+        self._closed: dict[str, list[ConsumeQueue]] = {}
         self._stopped = False
 
     # -------------------------------------------------------------------------------------------- looking
@@ -307,13 +325,15 @@ class ConsumeQueues:
         """The queue if anything was ever stored in it. Raises OSError."""
         queue = self.known.get((topic, queue_id))
         if queue is None and "/" not in topic and self._disk.exists(f"{DIRECTORY}/{topic}/{queue_id}"):
-            return self.open(topic, queue_id)
+            return None if topic in self._closed else self.open(topic, queue_id)
         return queue
 
     def open(self, topic: str, queue_id: int) -> ConsumeQueue:
-        """The queue, for an append: a new one when there is none. Raises IllegalTopic, OSError."""
+        """The queue, for an append: a new one when there is none. Raises IllegalTopic, SystemBusy, OSError."""
         queue = self.known.get((topic, queue_id))
         if queue is None:
+            if topic in self._closed:
+                raise SystemBusy(f"the topic {topic} is being deleted; try again later")
             if not can_be_directory(topic):
                 raise IllegalTopic(
                     f"the topic {topic!r} cannot be a directory: it has 1 to {MAX_NAME_BYTES} bytes, and no slash"
@@ -366,6 +386,16 @@ class ConsumeQueues:
             low = files.oldest(directory, starts[0], offset, self.log_first)
         queue = self.known[topic, queue_id] = ConsumeQueue(topic, queue_id, low, offset)
         return queue
+
+    def finish_deleting(self, deleted: Mapping[str, int]) -> None:
+        """Delete what a crash has left of topics that were being deleted: queues of messages that all stand before the
+        topic's log position. Raises StoreRefused, OSError."""
+        for topic, end_position in deleted.items():
+            for queue_id in self.ids(topic):
+                end, position = self.last_entry(topic, queue_id)
+                if end and position < end_position:
+                    self.files.remove(topic)
+                    break
 
     def last_entry(self, topic: str, queue_id: int) -> tuple[int, int]:
         """The offset behind the queue's last entry on disk, and where in the log its message stands; zeros when there
@@ -559,6 +589,54 @@ class ConsumeQueues:
         if queue is None:
             return QueueEnds(f"{DIRECTORY}/{key[0]}/{key[1]}")
         return QueueEnds(queue.directory, queue.min_offset, queue.tail_offset)
+
+    # ------------------------------------------------------------------------------------------- deleting topics
+
+    def close(self, topics: Iterable[str]) -> None:
+        """Until `reopen` or `delete_topics`, none of these topics can be read or appended to."""
+        for topic in topics:
+            self._closed[topic] = [self.known.pop(key) for key in list(self.known) if key[0] == topic]
+
+    def reopen(self, topics: Iterable[str]) -> None:
+        """As they were before `close`."""
+        for topic in topics:
+            for queue in self._closed.pop(topic):
+                self.known[topic, queue.queue_id] = queue
+
+    def delete_topics(self, topics: Iterable[str]) -> Reply[None]:
+        """Delete closed topics while no entries are being written or synced; their names may be used again when it
+        answers. Fails with OSError; what is half deleted then stays closed."""
+        there = [topic for topic in topics if self._disk.exists(f"{DIRECTORY}/{topic}")]
+        for topic in there:
+            self._forget_closed(topic)
+
+        def remove() -> None:
+            for topic in there:
+                self.files.remove(topic)
+
+        removed = Later[None]()
+        reply: Reply[None] = removed
+        self._background.run(remove, removed.resolve, removed.fail)
+        return after(reply, lambda _: self._deleted(topics))
+
+    def _deleted(self, topics: Iterable[str]) -> None:
+        for topic in topics:
+            for queue in self._closed.pop(topic):
+                self.unwritten -= len(queue.tail) // ENTRY_BYTES
+                self._dirty.pop(queue, None)
+
+    def _forget_closed(self, topic: str) -> None:
+        """Nobody comes back to its files."""
+        prefix = f"{DIRECTORY}/{topic}/"
+        for queue in self._closed[topic]:
+            # who reads it in a thread finds a file gone, sees that older messages are, and looks for the queue again
+            queue.min_offset = queue.max_offset
+        for queue_id in self._disk.list(prefix.removesuffix("/")):
+            for name in self._disk.list(prefix + queue_id):
+                self._on_delete(f"{prefix}{queue_id}/{name}")
+        for path in [path for path in self._unsynced if path.startswith(prefix)]:
+            del self._unsynced[path]
+        self.files.forget(prefix.removesuffix("/"))
 
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:

@@ -17,6 +17,7 @@ taken out of the log (`repair`), and what follows stays (decision 5).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -28,7 +29,7 @@ from saturnmq.store.dispatch import TagsCode
 from saturnmq.store.rebuild import Rebuild
 from saturnmq.store.repair import repair
 from saturnmq.store.results import StoreRefused
-from saturnmq.store.walk import Walk, find_next
+from saturnmq.store.walk import Row, Walk, find_next
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,11 @@ class Recovery:
 
     def __init__(
         self, disk: Disk, log_reader: LogReader, queues: ConsumeQueues, checkpoint: Checkpoint, abort: Abort,
-        tags_code: TagsCode,
+        deleted: Mapping[str, int], tags_code: TagsCode,
     ) -> None:  # fmt: skip
+        """`deleted`: topic → log position before which its messages have no places in queues."""
         self._disk, self._log, self._queues = disk, log_reader, queues
-        self._checkpoint, self._abort, self._tags_code = checkpoint, abort, tags_code
+        self._checkpoint, self._abort, self._deleted, self._tags_code = checkpoint, abort, deleted, tags_code
         self._files = log_reader.find_files()
         self._stored_ms = 0
         #: the log had been durable up to here, as far as is known
@@ -148,7 +150,7 @@ class Recovery:
                 if rows:
                     self._stored_ms = rows[-1][6]
                     if anew is not None:
-                        anew.take(rows)
+                        anew.take(self._kept(rows))
             damage_end = self._damage_end(walk.end)
             if damage_end is None:
                 break
@@ -167,6 +169,11 @@ class Recovery:
         if not self._files or was_apaches:
             queues.open_all()
         return end
+
+    def _kept(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Without the messages of deleted topics."""
+        deleted = self._deleted
+        return [row for row in rows if row[0] >= deleted.get(row[2], 0)] if deleted else rows
 
     # ------------------------------------------------------------------------------------------ damage, and the end
 

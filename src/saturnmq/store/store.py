@@ -28,6 +28,7 @@ from saturnmq.store import foreign
 from saturnmq.store.checkpoint import Abort, Checkpoint
 from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, log_directories
 from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
+from saturnmq.store.deleted import DeletedTopics
 from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
 from saturnmq.store.flush import GroupCommit
 from saturnmq.store.index import Index, Row
@@ -154,6 +155,9 @@ class Store:
         self._tick_ms = 0
         self._writing_queues = False
         self._next_checkpoint_ms = 0
+        self._deleted: DeletedTopics
+        #: topics to be deleted one after the other, each with who waits for it
+        self._deletions: deque[tuple[frozenset[str], Later[None]]] = deque()
         #: the answer to `stop`
         self._idle: Later[None] | None = None
 
@@ -179,8 +183,10 @@ class Store:
     def _recover(self) -> None:
         self._abort = abort = Abort(self.disk)
         self._checkpoint = checkpoint = Checkpoint(self.disk, apache_crashed=abort.present and not abort.ours)
+        self._deleted = DeletedTopics(self.disk)
+        self._queues.finish_deleting(self._deleted.positions)
         recovered = Recovery(
-            self.disk, self._log, self._queues, checkpoint, self._abort,
+            self.disk, self._log, self._queues, checkpoint, self._abort, self._deleted.positions,
             lambda topic, properties, stored_ms: tags_code(topic, properties, stored_ms, self._delays_ms),
         ).run()  # fmt: skip
         self._log.start(recovered.first, recovered.end)
@@ -523,12 +529,64 @@ class Store:
 
     def _rest(self) -> None:
         self._writing_queues = False
+        self._delete_next()
+        if self._writing_queues:
+            return
         if self._idle is not None and self._idle.pending:
             self._idle.resolve(None)
         elif self._queues.dirty or self._index.dirty:
             self._arm()
         elif self._queued < self._seen:
             self._write_queues_at(self._next_checkpoint_ms)
+
+    # ------------------------------------------------------------------------------------------- deleting topics
+
+    def delete(self, topics: Iterable[str]) -> Reply[None]:
+        """Delete the messages of these topics: their queues are gone, and begin again at offset 0 when the names are
+        used again. While that is done appends to them are refused; so are queue files of others not written. Fails with
+        ServiceUnavailable, OSError."""
+        later: Later[None] = Later()
+        self._deletions.append((frozenset(topics), later))
+        self._delete_next()
+        return later
+
+    def _delete_next(self) -> None:
+        if self._writing_queues or not self._deletions:
+            return
+        self._writing_queues = True
+        topics, later = self._deletions.popleft()
+
+        def deleted(_: None) -> None:
+            later.resolve(None)
+            self._rest()
+
+        def failed(error: BaseException) -> None:
+            later.fail(error)
+            self._rest()
+
+        try:
+            hear(self._delete(topics), deleted, failed)
+        except (SaturnError, OSError) as error:
+            failed(error)
+
+    def _delete(self, topics: frozenset[str]) -> Reply[None]:
+        """While no queue entries are written. What is on its way to its queue must have come there first."""
+        if self._refusal is not None:
+            raise ServiceUnavailable(self._refusal)
+        if any(row[3].topic in topics for row in self._rows):
+            return chain(self.flush(), lambda _: self._delete(topics))
+        self._queues.close(topics)
+        written = Later[None]()
+        reply: Reply[None] = written
+        deleted, positions = self._deleted, self._deleted.with_deleted(topics, self._log.end, self._log.first)
+
+        def failed(error: BaseException) -> None:
+            if is_no_room(error):  # the file is as it was; after any other error a restart sees what was done
+                self._queues.reopen(topics)
+            written.fail(error)
+
+        self._background.run(lambda: deleted.write(positions), written.resolve, failed)
+        return chain(reply, lambda _: self._queues.delete_topics(topics))
 
     # ---------------------------------------------------------------------------------------------------- reading
 
@@ -639,7 +697,8 @@ class Store:
         if max_count <= 0:
             return []
         query = Query(topic=topic, key=key, kind=kind, max_count=max_count, begin_ms=begin_ms, end_ms=end_ms)
-        first, end, file_size = self._log.first, self._log.written, self._log.file_size
+        first = max(self._log.first, self._deleted.position(topic))
+        end, file_size = self._log.written, self._log.file_size
         try:
             chains = self._index.chains(query, cold=False)
             return find_by_key(self._hot, chains, query, first, end, file_size, cold=False)

@@ -13,7 +13,7 @@ from saturnmq.disk.port import Disk
 from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.message import INNER_BATCH, TRANSACTION_MASK, TRANSACTION_ROLLBACK
-from saturnmq.store import foreign
+from saturnmq.store import deleted, foreign
 from saturnmq.store.checkpoint import ABORT, MARGIN_MS, OURS, PARSED_BYTES, Said, parse
 from saturnmq.store.checkpoint import PATH as CHECKPOINT
 from saturnmq.store.commitlog import log_directories
@@ -76,6 +76,7 @@ class Verifier:
         self._state = self._find_state()
         #: the log had been durable up to here, as far as a start knows
         self._durable = self._times.confirmed if self._times.is_confirmed or not self._state.crashed else -1
+        self._deleted = deleted.read(disk)
         self._batch_topics = frozenset(disk.list("batchconsumequeue"))
         self._lmqs = frozenset(name for name in disk.list(QUEUES) if name.startswith(LMQ_PREFIX))
         #: of all records so far
@@ -238,6 +239,8 @@ class Verifier:
             what = "the record does not match the CRC in its properties"
             self._damage(self._log.path(position), position % self._log.file_size, what, "readers get it as it is")
         queued = not sys_flag & TRANSACTION_MASK or is_queued(sys_flag)
+        if position < self._deleted.get(topic, 0):
+            queued = False
         if queued and not sys_flag & INNER_BATCH and topic not in self._batch_topics:
             code = tags_code(topic, properties, stored_ms, self._delays_ms)
             self._queues.record(topic, queue_id, offset, position, size, code)
