@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.config import StoreConfig
+from saturnmq.kernel.config import StoreConfig, parse_delays
 from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.message import INNER_BATCH, TRANSACTION_MASK, TRANSACTION_ROLLBACK
 from saturnmq.store import deleted, foreign
@@ -19,7 +19,7 @@ from saturnmq.store.checkpoint import PATH as CHECKPOINT
 from saturnmq.store.commitlog import log_directories
 from saturnmq.store.consumequeue import DIRECTORY as QUEUES
 from saturnmq.store.consumequeue import ENTRY_BYTES
-from saturnmq.store.dispatch import find_property, is_queued, parse_delays, tags_code
+from saturnmq.store.dispatch import find_property, is_queued, tags_code
 from saturnmq.store.findings import Finding, State, Tell, Totals
 from saturnmq.store.keys import hashes
 from saturnmq.store.scan import Blank, Damage, End, data_behind, find_log, scan_rows, size_of
@@ -73,9 +73,13 @@ class Verifier:
             disk, [*writable, *read_only], self._config.mapped_file_size_commit_log if self._sizes_known else None
         )
         self._times = self._read_checkpoint()
-        self._state = self._find_state()
+        live = disk.lock_holder(LOCK) is not None
+        crashed = not live and disk.exists(ABORT)
         #: the log had been durable up to here, as far as a start knows
-        self._durable = self._times.confirmed if self._times.is_confirmed or not self._state.crashed else -1
+        self._durable = self._times.confirmed if self._times.is_confirmed or not crashed else -1
+        self._state = State(
+            live=live, crashed=crashed, rebuilt_from=self._rebuilt_from(crashed=crashed), index_ms=self._times.index_ms
+        )
         self._deleted = deleted.read(disk)
         self._batch_topics = frozenset(disk.list("batchconsumequeue"))
         self._lmqs = frozenset(name for name in disk.list(QUEUES) if name.startswith(LMQ_PREFIX))
@@ -119,13 +123,6 @@ class Verifier:
 
     # -------------------------------------------------------------------------------------- what a start would do
 
-    def _find_state(self) -> State:
-        live = self._disk.lock_holder(LOCK) is not None
-        crashed = not live and self._disk.exists(ABORT)
-        return State(
-            live=live, crashed=crashed, rebuilt_from=self._rebuilt_from(crashed=crashed), index_ms=self._times.index_ms
-        )
-
     def _rebuilt_from(self, *, crashed: bool) -> int:
         """As `Recovery` decides it."""
         starts = list(self._log.paths)
@@ -133,6 +130,8 @@ class Verifier:
             return self._log.first
         if not crashed:
             return starts[-1] + self._log.file_size if starts else 0
+        if self._disk.read_file(ABORT) == OURS and self._log.first <= self._times.queued <= self._durable:
+            return self._times.queued
         safe_ms = min(self._times.log_ms, self._times.queues_ms) - MARGIN_MS
         for start in reversed(starts):
             record = next(iter(Walk(self._log, start, start + 1, start + 1)), None)
