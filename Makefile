@@ -35,6 +35,9 @@ test: install ## everything but what starts Apache: the tests of `check` and the
 long: install ## full disks, 100,000 queues and other tests that take minutes or need root
 	$(PYTEST) tests/long
 
+soak: install ## sends, kill -9 and retention in a loop, for MINUTES=30
+	$(BIN)/python tests/long/soak.py --minutes $(or $(MINUTES),30)
+
 oracle: install ## the same clients against Apache, and whatever else starts its processes
 	$(PYTEST) tests/oracle
 	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
@@ -42,9 +45,12 @@ oracle: install ## the same clients against Apache, and whatever else starts its
 bench: install ## figures beside Apache, in turn on this machine
 	$(BIN)/python bench/run.py
 
+bench-store: install ## the store through its own API, beside what the machine can do; 30 GB of disk
+	$(BIN)/python bench/store.py
+
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test long oracle bench rewrite
+.PHONY: help install demo check test long soak oracle bench bench-store rewrite

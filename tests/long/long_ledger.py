@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import count
+from pathlib import Path
 
 from long_load import Load, Sent
 
+from saturnmq.testing.server import LocalServer
+
+#: files that end many times in all the rounds, and answers that do not
+SETTINGS = (
+    "flushDiskType=SYNC_FLUSH",
+    "mappedFileSizeCommitLog=4194304",
+    "mappedFileSizeConsumeQueue=20000",
+    "maxIndexNum=20000",
+    "maxHashSlotNum=5000",
+    "maxTransferCountOnMessageInMemory=1000",
+    "maxTransferBytesOnMessageInMemory=1048576",
+)
 TOPICS, QUEUES = 5, 4
 #: of a message's body: mostly small ones, and each that is longer than a page or two
 SIZES = (20, 100, 130, 300, 20, 128, 1000, 20, 60, 9000)
@@ -81,3 +96,25 @@ class Ledger:
         # what was not acknowledged and is there stays
         self._numbers[queue], self._first[queue] = array("q", came), start
         return len(found)
+
+
+def kill_under_load(server: LocalServer, load: Load, ledger: Ledger, messages: int) -> None:
+    """Send as fast as it goes, and `kill -9` when so many messages are acknowledged."""
+    left = messages
+
+    def is_over(sent: Sent) -> bool:
+        nonlocal left
+        left -= sent.acknowledged
+        if left == 0 and sent.acknowledged:
+            server.kill()
+        return left <= 0
+
+    ledger.add(load.send(ledger.messages(), until=is_over))
+
+
+def verify(data: Path) -> None:
+    """`saturnmq admin verify` finds no damage."""
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    command = [sys.executable, "-m", "saturnmq", "admin", "verify", str(data), *settings]
+    said = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert said.returncode == 0, said.stdout + said.stderr
