@@ -13,6 +13,7 @@ from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.peeks import Peeks
 from saturnmq.broker.pop import Pops
 from saturnmq.broker.pull import Pulls
+from saturnmq.broker.recall import Recalls
 from saturnmq.broker.registration import NameServers, Registrar
 from saturnmq.broker.reply import Replies
 from saturnmq.broker.resets import Resets
@@ -71,6 +72,7 @@ class Broker:
         self.sends = Sends(
             config, store, clock, self.topics, self.groups, self.locks, self.delays, self.timers, random, metrics
         )
+        self.recalls = Recalls(config, store, clock, self.topics, self.timers)
         self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
         self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
         self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.offsets, self.polls, metrics)
@@ -85,6 +87,7 @@ class Broker:
         )
 
         self.send = self.sends.send
+        self.recall = self.recalls.recall
         self.pull = self.pulls.pull
         self.pop = self.pops.pop
         self.ack = self.pops.ack
@@ -130,7 +133,9 @@ class Broker:
         """Other settings are in force from now on. Raises ValueError before any of them is."""
         self.store.configure(store_config)
         self.config = config
-        for part in (self.topics, self.groups, self.sends, self.send_backs, self.pulls, self.pops, self.assignments):
+        self.timers.configure(store_config)
+        parts = (self.topics, self.groups, self.sends, self.recalls, self.send_backs, self.pulls, self.pops)
+        for part in (*parts, self.assignments):
             part.configure(config)
         if self._registrar is not None:
             self._registrar.configure(config)
@@ -149,6 +154,7 @@ class Broker:
             self.topics.delete(name)
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
+            self.timers.metrics.forget(name)
         return self._delete_messages(gone)
 
     def delete_unused_topics(self) -> Reply[None]:

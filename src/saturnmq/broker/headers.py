@@ -388,6 +388,14 @@ class BatchAckBody(msgspec.Struct, kw_only=True):
     acks: list[BatchAck]
 
 
+class RecallHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
+    """RECALL_MESSAGE"""
+
+    topic: str
+    recall_handle: str
+    producer_group: str | None = None
+
+
 class CheckClientBody(msgspec.Struct, rename="camel", kw_only=True):
     """CHECK_CLIENT_CONFIG"""
 

@@ -25,6 +25,7 @@ from saturnmq.broker.remoting_pop import PopHandlers
 from saturnmq.broker.remoting_progress import ProgressHandlers
 from saturnmq.broker.remoting_query import QueryHandlers
 from saturnmq.broker.remoting_relay import RelayHandlers
+from saturnmq.broker.remoting_timers import TimerHandlers
 from saturnmq.broker.remoting_topics import TopicHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import (
@@ -74,6 +75,7 @@ def table(broker: Broker) -> dict[int, Handler]:
     clients, pops, assignments = ClientHandlers(broker), PopHandlers(broker), AssignmentHandlers(broker)
     topics, groups, state = TopicHandlers(broker), GroupHandlers(broker), BrokerHandlers(broker)
     queries, progress, relay = QueryHandlers(broker), ProgressHandlers(broker), RelayHandlers(broker)
+    timers = TimerHandlers(broker)
     return {
         RequestCode.SEND_MESSAGE: messages.send,
         RequestCode.SEND_MESSAGE_V2: messages.send_v2,
@@ -112,6 +114,10 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.CHECK_CLIENT_CONFIG: clients.check_client,
         RequestCode.LOCK_BATCH_MQ: clients.lock,
         RequestCode.UNLOCK_BATCH_MQ: clients.unlock,
+        RequestCode.RECALL_MESSAGE: timers.recall,
+        RequestCode.GET_TIMER_CHECK_POINT: timers.check_point,
+        RequestCode.GET_TIMER_METRICS: timers.metrics,
+        RequestCode.SWITCH_TIMER_ENGINE: timers.switch_engine,
         RequestCode.POP_MESSAGE: pops.pop,
         RequestCode.ACK_MESSAGE: pops.ack,
         RequestCode.BATCH_ACK_MESSAGE: pops.batch_ack,

@@ -22,11 +22,6 @@ _AT_REST = {
     "brokerVersionDesc": VERSION_NAME,
     "pageCacheLockTimeMills": "0",
     "startAcceptSendRequestTimeStamp": "0",
-    "timerReadBehind": "0",
-    "timerOffsetBehind": "0",
-    "timerCongestNum": "0",
-    "timerEnqueueTps": "0.0",
-    "timerDequeueTps": "0.0",
     "remainTransientStoreBufferNumbs": str(2**31 - 1),
     "remainHowManyDataToCommit": "0 B",
     "putMessageEntireTimeMax": "0",
@@ -48,7 +43,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 def runtime_info(broker: Broker) -> Reply[dict[str, str]]:
     """The table of GET_BROKER_RUNTIME_INFO. Later when the oldest message must be read from the disk."""
-    table = {**_AT_REST, **_counted(broker), **_stored(broker), **_delayed(broker)}
+    table = {**_AT_REST, **_counted(broker), **_stored(broker), **_delayed(broker), **broker.timers.runtime()}
 
     def oldest(data: bytes | None) -> dict[str, str]:
         return {**table, "earliestMessageTimeStamp": str(record.decode(data).stored_ms if data else -1)}

@@ -10,11 +10,11 @@ import msgspec
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.config import parse_delays
 from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.later import Reply, hear
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, DataVersion
-from saturnmq.store.dispatch import parse_delays
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
 from saturnmq.wire import record

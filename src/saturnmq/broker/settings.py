@@ -28,6 +28,8 @@ CHANGEABLE = frozenset(
         "diskSpaceCleanForciblyRatio", "diskSpaceWarningLevelRatio", "diskMinFreeBytes", "cleanResourceInterval",
         "deleteFileBatchMax", "deleteCommitLogFilesInterval",
         "maxMessageSize", "maxMsgsNumBatch", "defaultQueryMaxNum",
+        "timerMaxDelaySec", "timerCongestNumEachSlot", "timerFlushIntervalMs", "timerStopEnqueue", "timerStopDequeue",
+        "appendTopicForTimerDeleteKey", "recallMessageEnable", "allowRecallWhenBrokerNotWriteable",
     }
 )  # fmt: skip
 #: what no operator may change over the wire (AdminBrokerProcessor#initConfigBlackList)

@@ -18,6 +18,7 @@ Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
+_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 LEVELS = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
 
 
@@ -295,4 +296,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     #: milliseconds without any request or stream before a connection is closed
     idle_connection_ms: int = 120_000
     #: milliseconds from accept to a recognised protocol
-    handshake_ms: int = 10_000
+    handshake_ms: Positive = 10_000
+
+
+def parse_delays(levels: str) -> list[int]:
+    """`messageDelayLevel` ("1s 5s 10s") in milliseconds. Raises ValueError."""
+    try:
+        return [int(level[:-1]) * _UNIT_MS[level[-1]] for level in levels.split()]
+    except (ValueError, KeyError, IndexError):
+        raise ValueError(f"messageDelayLevel {levels!r}: write numbers with s, m, h or d, as in `1s 5s 1m`") from None

@@ -49,6 +49,17 @@ class SendReceipt(msgspec.Struct, gc=False, kw_only=True):
     recall_handle: str | None = None
 
 
+class RecallRequest(msgspec.Struct, gc=False, kw_only=True):
+    """Take back a message whose time has not come."""
+
+    topic: str
+    #: `kernel.handle.RecallHandle` as text
+    handle: str
+    producer_group: str | None = None
+    #: of who asks, packed by `kernel.host.pack`
+    born_host: bytes
+
+
 # ------------------------------------------------------------------------------------------------- consuming
 
 
@@ -254,6 +265,10 @@ class BrokerPort(Protocol):
     name: str
 
     def send(self, request: SendRequest) -> Reply[SendReceipt]: ...
+
+    def recall(self, request: RecallRequest) -> Reply[str]:
+        """Take a message back; answers its id. Whether there is one is not looked at. Raises IllegalOperation."""
+        ...
 
     def pull(self, request: PullRequest) -> Reply[PullResult]: ...
 

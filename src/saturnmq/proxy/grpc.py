@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 from google.protobuf.message import Message
 
 from saturnmq.kernel.errors import IllegalMessage, InvalidParameter, SaturnError
+from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Reply, after, gather, rescue
 from saturnmq.kernel.ports import SendReceipt
 from saturnmq.kernel.properties import UNIQUE_KEY
@@ -41,8 +42,7 @@ from saturnmq.wire.proto import rocketmq_pb2 as pb
 SERVICE = "apache.rocketmq.v2.MessagingService"
 
 #: RPCs of later versions
-NOT_YET = ("PullMessage", "UpdateOffset", "GetOffset", "QueryOffset", "EndTransaction", "RecallMessage",
-           "SyncLiteSubscription")  # fmt: skip
+NOT_YET = ("PullMessage", "UpdateOffset", "GetOffset", "QueryOffset", "EndTransaction", "SyncLiteSubscription")
 
 #: what a send may have beside bodies of maxMessageSize
 BESIDE_BODY_BYTES = 1024 * 1024
@@ -62,6 +62,7 @@ def methods(proxy: Proxy) -> dict[bytes, Method]:
         "QueryRoute": _unary(routes.query_route, pb.QueryRouteRequest, pb.QueryRouteResponse),
         "QueryAssignment": _unary(routes.query_assignment, pb.QueryAssignmentRequest, pb.QueryAssignmentResponse),
         "SendMessage": Method(Kind.UNARY, messages.send_message, partial(_refuse, pb.SendMessageResponse)),
+        "RecallMessage": _unary(messages.recall_message, pb.RecallMessageRequest, pb.RecallMessageResponse),
         "ReceiveMessage": Method(Kind.SERVER_STREAM, receiving.receive_message, receiving.refuse),
         "AckMessage": _unary(messages.ack_message, pb.AckMessageRequest, pb.AckMessageResponse),
         "ChangeInvisibleDuration": _unary(
@@ -121,8 +122,15 @@ class Messages:
                 raise IllegalMessage("the messages of one request have different topics: send them one by one")
             incoming.append(take_in(message, topic, call.peer, self._config, now_ms))
         kind, message_group = _common(incoming)
+        if kind is MessageType.DELAY and len(incoming) > 1:
+            raise IllegalMessage("the messages of one request are for a time: send them one by one")
         reply = self._proxy.send(topic, [one.message for one in incoming], incoming[0].properties, kind, message_group)
         return after(reply, partial(_sent, incoming))
+
+    def recall_message(self, call: Call, request: pb.RecallMessageRequest) -> Reply[bytes]:
+        topic = request.topic.name
+        check_client_topic(topic)
+        return after(self._proxy.recall(topic, request.recall_handle, pack(call.peer)), _recalled)
 
     def ack_message(self, call: Call, request: pb.AckMessageRequest) -> Reply[bytes]:
         topic, group = request.topic.name, request.group.name
@@ -187,6 +195,10 @@ def _sent(incoming: Sequence[Incoming], receipt: SendReceipt) -> bytes:
         if receipt.recall_handle is not None:
             entry.recall_handle = receipt.recall_handle
     return response.SerializeToString()
+
+
+def _recalled(message_id: str) -> bytes:
+    return pb.RecallMessageResponse(status=OK, message_id=message_id).SerializeToString()
 
 
 def _acknowledged(request: pb.AckMessageRequest, statuses: Sequence[pb.Status | None]) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from saturnmq.kernel import properties as props
-from saturnmq.kernel.config import MIB, ProxyConfig
+from saturnmq.kernel.config import MIB, ProxyConfig, parse_delays
 from saturnmq.kernel.errors import (
     BodyEmpty,
     BodyTooLarge,
@@ -201,16 +201,19 @@ def _message_type(
     due_ms = due.seconds * 1000 + due.nanos // 1_000_000
     if due_ms - now_ms > config.max_delay_time_mills > 0:
         raise IllegalDeliveryTime(
-            f"the delivery time is {due_ms - now_ms} ms away, the limit is "
-            f"maxDelayTimeMills={config.max_delay_time_mills}"
+            f"the delivery time is {due_ms - now_ms} ms away, the limit is maxDelayTimeMills="
+            f"{config.max_delay_time_mills}: choose an earlier time, or raise it (and timerMaxDelaySec of the broker)"
         )
-    if due_ms > now_ms:
-        raise NotSupported(
-            "delayed messages are not supported by this version of SaturnMQ: nothing was sent; a delivery time in "
-            "the past is delivered at once"
-        )
+    if config.use_delay_level:
+        properties[props.DELAY] = str(delay_level(due_ms - now_ms, config.message_delay_level))
     properties[props.TIMER_DELIVER_MS] = str(max(due_ms, 0))
     return MessageType.DELAY
+
+
+def delay_level(wait_ms: int, levels: str) -> int:
+    """The first level that waits longer, else the last one (ProxyConfig.computeDelayLevel). Raises ValueError."""
+    waits_ms = parse_delays(levels)
+    return next((level for level, level_ms in enumerate(waits_ms, 1) if level_ms > wait_ms), len(waits_ms))
 
 
 # ------------------------------------------------------------------------------------------------------- outwards

@@ -14,12 +14,13 @@ from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import (
     GroupNotFound,
     IllegalInvisibleTime,
+    IllegalOperation,
     InvalidReceiptHandle,
     MessageTypeMismatch,
     NoSuchMessage,
     SaturnError,
 )
-from saturnmq.kernel.handle import ReceiptHandle, TopicKind
+from saturnmq.kernel.handle import RecallHandle, ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Reply, after, chain, rescue
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
@@ -29,6 +30,7 @@ from saturnmq.kernel.ports import (
     PopRequest,
     PopResult,
     PopStatus,
+    RecallRequest,
     RoutePort,
     SendBackRequest,
     SendReceipt,
@@ -146,6 +148,23 @@ class Proxy:
             f"the topic {view.topic} takes {taken} messages, this one is {sent}: send it to a topic of its type, or "
             f"change this one (`mqadmin updateTopic -t {view.topic} -a +message.type={sent}`, or MIXED for all types)"
         )
+
+    def recall(self, topic: str, handle_text: str, born_host: bytes) -> Reply[str]:
+        """Take back a message whose time has not come. Answers its id. Raises MessageTypeMismatch, IllegalOperation."""
+        handle = RecallHandle.decode(handle_text)
+        broker = self.brokers.get(handle.broker_name)
+        if broker is None:
+            raise IllegalOperation(
+                f"the recall handle is of the broker {handle.broker_name[:80]!r}, this Proxy serves "
+                + ", ".join(self.brokers)
+            )
+        request = RecallRequest(topic=topic, handle=handle_text, producer_group=topic, born_host=born_host)
+
+        def recall(view: TopicView) -> Reply[str]:
+            self._check_type(view, MessageType.DELAY)
+            return broker.recall(request)
+
+        return chain(self.routing.view(topic), recall)
 
     # ----------------------------------------------------------------------------------------------- receiving
 

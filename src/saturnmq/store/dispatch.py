@@ -12,8 +12,6 @@ from saturnmq.kernel.topic import SCHEDULE_TOPIC
 #: message → what a consume queue stores beside its position (topic, properties, stored_ms)
 TagsCode = Callable[[str, bytes, int], int]
 
-_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
 
 def is_queued(sys_flag: int) -> bool:
     """Messages marked as prepared or rolled back stand in the log only (CommitLogDispatcherBuildConsumeQueue)."""
@@ -49,11 +47,3 @@ def tags_code(topic: str, properties: bytes, stored_ms: int, delays_ms: list[int
             return stored_ms + delays_ms[min(int(level), len(delays_ms)) - 1]
     tag = find_property(properties, b"TAGS")
     return _hash(tag) if tag else 0
-
-
-def parse_delays(levels: str) -> list[int]:
-    """`messageDelayLevel` ("1s 5s 10s") in milliseconds. Raises ValueError."""
-    try:
-        return [int(level[:-1]) * _UNIT_MS[level[-1]] for level in levels.split()]
-    except (ValueError, KeyError, IndexError):
-        raise ValueError(f"messageDelayLevel {levels!r}: write numbers with s, m, h or d, as in `1s 5s 1m`") from None

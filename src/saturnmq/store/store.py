@@ -16,7 +16,7 @@ from typing import TypeVar
 from saturnmq.disk.openfiles import OpenFiles
 from saturnmq.disk.port import Disk, Lock
 from saturnmq.kernel.clock import Background, Clock, Timer
-from saturnmq.kernel.config import GIB, StoreConfig
+from saturnmq.kernel.config import GIB, StoreConfig, parse_delays
 from saturnmq.kernel.errors import BodyTooLarge, PropertiesTooLarge, SaturnError, ServiceUnavailable, SystemBusy
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later, Reply, after, chain, gather, hear
@@ -29,7 +29,7 @@ from saturnmq.store.checkpoint import Abort, Checkpoint
 from saturnmq.store.commitlog import BLANK_BYTES, CommitLog, log_directories
 from saturnmq.store.consumequeue import ENTRY_BYTES, ConsumeQueue, ConsumeQueues
 from saturnmq.store.deleted import DeletedTopics
-from saturnmq.store.dispatch import is_queued, parse_delays, tags_code
+from saturnmq.store.dispatch import is_queued, tags_code
 from saturnmq.store.flush import GroupCommit
 from saturnmq.store.index import Index, Row
 from saturnmq.store.indexfile import IndexWrite

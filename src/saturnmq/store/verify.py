@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from saturnmq.disk.port import Disk
-from saturnmq.kernel.config import StoreConfig
+from saturnmq.kernel.config import StoreConfig, parse_delays
 from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.message import INNER_BATCH, TRANSACTION_MASK, TRANSACTION_ROLLBACK
 from saturnmq.store import deleted, foreign
@@ -19,7 +19,7 @@ from saturnmq.store.checkpoint import PATH as CHECKPOINT
 from saturnmq.store.commitlog import log_directories
 from saturnmq.store.consumequeue import DIRECTORY as QUEUES
 from saturnmq.store.consumequeue import ENTRY_BYTES
-from saturnmq.store.dispatch import find_property, is_queued, parse_delays, tags_code
+from saturnmq.store.dispatch import find_property, is_queued, tags_code
 from saturnmq.store.findings import Finding, State, Tell, Totals
 from saturnmq.store.keys import hashes
 from saturnmq.store.scan import Blank, Damage, End, data_behind, find_log, scan_rows, size_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from saturnmq.testing.timers import History, TimerStage, sectors
 SECONDS = 9
 
 
-def scenario(flush: str, **settings: int) -> tuple[TimerStage, History]:
+def scenario(flush: str, **settings: Any) -> tuple[TimerStage, History]:
     """Each tenth of a second another message, for the next seconds; some are taken back."""
     stage = TimerStage(flush=flush, **settings)
     history = History(stage)
@@ -63,7 +64,7 @@ def check(after: TimerStage, must: set[bytes], must_not: set[bytes], may: set[by
     assert not times - Counter(set(times)) - again, "came again"
 
 
-def crash_everywhere(flush: str, end: str, which: int = 0, step: int = 1, **settings: int) -> None:
+def crash_everywhere(flush: str, end: str, which: int = 0, step: int = 1, **settings: Any) -> None:
     """Behind each event of the scenario, from `which` on with this step."""
     stage, history = scenario(flush, **settings)
     messages, recalled = messages_of(stage), recalled_of(stage)

@@ -26,6 +26,7 @@ from saturnmq.kernel.ports import (
     PopStatus,
     PullRequest,
     PullResult,
+    RecallRequest,
     SendBackRequest,
     SendReceipt,
     SendRequest,
@@ -58,6 +59,7 @@ class FakeBroker:
         #: method name → what it answers next: a value, a Later, or an error to raise
         self.answers: dict[str, list[Any]] = {}
         self.sent: list[SendRequest] = []
+        self.recalled: list[RecallRequest] = []
         self.popped: list[PopRequest] = []
         #: (method, arguments…) in the order of arrival, of everything that settles a message
         self.settled: list[tuple[Any, ...]] = []
@@ -112,6 +114,10 @@ class FakeBroker:
             queue_id=request.messages[0].queue_id, queue_offset=self.offset, message_id="", commit_log_offset=0
         )
         return self.next_answer("send", receipt)
+
+    def recall(self, request: RecallRequest) -> Reply[str]:
+        self.recalled.append(request)
+        return self.next_answer("recall", "the id")
 
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         raise AssertionError("gRPC does not pull in this version")

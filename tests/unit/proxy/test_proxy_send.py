@@ -9,7 +9,8 @@ from proxy_fakes import Grpc, message
 
 from saturnmq.kernel import properties as props
 from saturnmq.kernel.config import ProxyConfig
-from saturnmq.kernel.errors import FlushTimeout, ServiceUnavailable
+from saturnmq.kernel.errors import FlushTimeout, IllegalOperation, ServiceUnavailable
+from saturnmq.kernel.handle import RecallHandle
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.message import COMPRESSED
@@ -203,13 +204,98 @@ def test_fields_of_a_later_version(client: Grpc, field: dict[str, Any]) -> None:
     assert refused(client, message(**field)).code == pb.UNSUPPORTED
 
 
-def test_delivery_times(client: Grpc) -> None:
+def at(due_ms: int, topic: str = "later", **fields: Any) -> pb.Message:
+    time = {"seconds": due_ms // 1000, "nanos": due_ms % 1000 * 1_000_000}
+    return message(topic, message_type=pb.DELAY, delivery_timestamp=time, **fields)
+
+
+@pytest.mark.parametrize("due_ms", [NOW_MS, NOW_MS - 1, NOW_MS + 1, NOW_MS + 1500, NOW_MS + 86_400_000])
+def test_delivery_times(client: Grpc, due_ms: int) -> None:
     client.broker.add_topic("later", "DELAY")
-    soon = message("later", message_type=pb.DELAY, delivery_timestamp={"seconds": NOW_MS // 1000 + 1})
-    assert refused(client, soon).code == pb.UNSUPPORTED
-    past = message("later", message_type=pb.DELAY, delivery_timestamp={"seconds": NOW_MS // 1000})
-    assert send(client, past).status.code == pb.OK
-    assert client.broker.sent[0].properties["TIMER_DELIVER_MS"] == str(NOW_MS)
+    assert send(client, at(due_ms)).status.code == pb.OK
+    sent = client.broker.sent[0]
+    assert sent.properties["TIMER_DELIVER_MS"] == str(due_ms)
+    assert props.decode(sent.messages[0].properties) == sent.properties
+    assert "DELAY" not in sent.properties
+
+
+def test_too_far_away(client: Grpc) -> None:
+    client.broker.add_topic("later", "DELAY")
+    status = refused(client, at(NOW_MS + 86_400_001))
+    assert status.code == pb.ILLEGAL_DELIVERY_TIME
+    assert "maxDelayTimeMills=86400000" in status.message
+
+
+@pytest.mark.parametrize("days", [40, 366])
+def test_the_farthest_time_is_a_setting(days: int) -> None:
+    client = Grpc(config=ProxyConfig(max_delay_time_mills=days * 86_400_000))
+    client.broker.add_topic("later", "DELAY")
+    assert send(client, at(NOW_MS + days * 86_400_000)).status.code == pb.OK
+    assert client.broker.sent[0].properties["TIMER_DELIVER_MS"] == str(NOW_MS + days * 86_400_000)
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "level"), [(-1, 1), (0, 1), (999, 1), (1000, 2), (5000, 3), (7_199_999, 18), (86_400_000, 18)]
+)
+def test_levels_instead_of_times(wait_ms: int, level: int) -> None:
+    client = Grpc(config=ProxyConfig(use_delay_level=True))
+    client.broker.add_topic("later", "DELAY")
+    assert send(client, at(NOW_MS + wait_ms)).status.code == pb.OK
+    assert client.broker.sent[0].properties["DELAY"] == str(level)
+
+
+def test_several_messages_for_a_time_are_sent_one_by_one(client: Grpc) -> None:
+    client.broker.add_topic("later", "DELAY")
+    status = refused(client, at(NOW_MS + 1000), at(NOW_MS + 1000))
+    assert (status.code, "one by one" in status.message) == (pb.MESSAGE_CORRUPTED, True)
+
+
+def recall(client: Grpc, topic: str, handle: str) -> pb.RecallMessageResponse:
+    request = pb.RecallMessageRequest(topic=pb.Resource(name=topic), recall_handle=handle)
+    return client.ask("RecallMessage", request, pb.RecallMessageResponse)
+
+
+def test_the_recall_handle_comes_back(client: Grpc) -> None:
+    client.broker.add_topic("later", "DELAY")
+    receipt = SendReceipt(queue_id=0, queue_offset=0, message_id="", commit_log_offset=0, recall_handle="handle")
+    client.broker.answers["send"] = [receipt]
+    (entry,) = send(client, at(NOW_MS + 1000)).entries
+    assert entry.recall_handle == "handle"
+
+
+@pytest.mark.parametrize("kind", ["DELAY", "MIXED"])
+def test_recall(client: Grpc, kind: str) -> None:
+    client.broker.add_topic("later", kind)
+    handle = RecallHandle.of("later", "broker-a", NOW_MS, "id").encode()
+    response = recall(client, "later", handle)
+    assert (response.status.code, response.message_id) == (pb.OK, "the id")
+    (request,) = client.broker.recalled
+    assert (request.topic, request.handle, request.producer_group) == ("later", handle, "later")
+
+
+@pytest.mark.parametrize(
+    ("topic", "handle", "code", "text"),
+    [
+        ("later", "no handle", pb.PRECONDITION_FAILED, "invalid"),
+        ("later", "", pb.PRECONDITION_FAILED, "invalid"),
+        ("later", RecallHandle.of("later", "other", 1, "id").encode(), pb.PRECONDITION_FAILED, "other"),
+        ("t", RecallHandle.of("t", "broker-a", 1, "id").encode(), pb.MESSAGE_PROPERTY_CONFLICT_WITH_TYPE, "DELAY"),
+        ("unknown", RecallHandle.of("unknown", "broker-a", 1, "id").encode(), pb.TOPIC_NOT_FOUND, "unknown"),
+        ("", "", pb.ILLEGAL_TOPIC, ""),
+    ],
+)
+def test_recalls_that_are_refused(client: Grpc, topic: str, handle: str, code: pb.Code, text: str) -> None:
+    client.broker.add_topic("later", "DELAY")
+    status = recall(client, topic, handle).status
+    assert (status.code, text in status.message) == (code, True), status.message
+    assert client.broker.recalled == []
+
+
+def test_what_the_broker_says_of_a_recall(client: Grpc) -> None:
+    client.broker.add_topic("later", "DELAY")
+    client.broker.answers["recall"] = [IllegalOperation("recall failed, timestamp invalid")]
+    status = recall(client, "later", RecallHandle.of("later", "broker-a", 1, "id").encode()).status
+    assert (status.code, status.message) == (pb.PRECONDITION_FAILED, "recall failed, timestamp invalid")
 
 
 @pytest.mark.parametrize("seconds", [-(1 << 63), (1 << 63) - 1, 253_402_300_801])
