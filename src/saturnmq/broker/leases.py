@@ -183,6 +183,11 @@ class Leases:
         del check_point.queue.over[check_point.offsets[0]]
         del self._needed[check_point.revive_queue_id][check_point.revive_offset]
 
+    def oldest(self, group: str, topic: str, queue_id: int) -> int | None:
+        """Offset of the first message of the queue that is under a lease. Looks at all of them."""
+        queue = self._queues.get((group, topic, queue_id))
+        return None if queue is None else min(queue.leases, default=None)
+
     # ------------------------------------------------------------------------------------------------- order
 
     def put_order(self, queue: GroupQueue, order: Order | None, revive_queue_id: int, revive_offset: int) -> None:

@@ -10,7 +10,7 @@ from saturnmq.broker.broker import Broker
 from saturnmq.broker.headers import ConsumeStatsHeader, GroupTopicHeader, OrderHeader
 from saturnmq.kernel.errors import TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
-from saturnmq.kernel.topic import MessageQueue
+from saturnmq.kernel.topic import MessageQueue, pop_retry_topic
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.command import Command, Response
@@ -26,11 +26,13 @@ Progress = dict[MessageQueue, QueueProgress]
 
 
 class ProgressHandlers:
-    """One method per request code."""
+    """One method per request code. What pop has given out and nobody acknowledged is not done: Apache counts it as
+    done once it is in the log."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker, self._store = broker, broker.store
         self._topics, self._offsets, self._clients = broker.topics, broker.offsets, broker.clients
+        self._leases = broker.pops.leases
 
     def of_group(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         """Of the named topics; else of the named one, or of all with offsets, as far as connected members want it."""
@@ -79,9 +81,13 @@ class ProgressHandlers:
         return after(gather([self._progress(group, topic) for group, topic in places]), answer)
 
     def _wanted(self, group: str, topics: set[str]) -> set[str]:
-        """Without those that nobody of the group subscribes to, when any of it is connected."""
+        """Without those that nobody of the group subscribes to, when any of it is connected; with what pop gives the
+        group again."""
         members = self._clients.consumer_group(group)
-        return topics if members is None or not members.subscriptions else topics & members.subscriptions.keys()
+        if members is not None and members.subscriptions:
+            topics = topics & members.subscriptions.keys()
+        again = {pop_retry_topic(group, topic, v2=v2) for topic in topics for v2 in (False, True)}
+        return topics | again & self._topics.configs.keys()
 
     def _stats(self, group: str, topics: Iterable[str], progress: Progress) -> ConsumeStats:
         return ConsumeStats(offset_table=json.write_queue_map(progress), consume_tps=0.0)
@@ -98,11 +104,13 @@ class ProgressHandlers:
 
     def _of_queue(self, group: str, queue: MessageQueue) -> Reply[QueueProgress]:
         topic, queue_id = queue.topic, queue.queue_id
-        consumed = max(0, self._offsets.get(group, topic, queue_id))
+        committed = max(0, self._offsets.get(group, topic, queue_id))
+        held = self._leases.oldest(group, topic, queue_id)
+        consumed = committed if held is None else min(committed, held)
         progress = QueueProgress(
             broker_offset=self._store.max_offset(topic, queue_id),
             consumer_offset=consumed,
-            pull_offset=max(consumed, self._offsets.pulled_to(group, topic, queue_id)),
+            pull_offset=max(committed, self._offsets.pulled_to(group, topic, queue_id)),
             last_timestamp=0,
         )
 

@@ -116,7 +116,8 @@ class RemotingChannel:
 
 
 def _body(answer: Command) -> bytes:
-    if answer.code != ResponseCode.SUCCESS:
+    # Go's client says SUCCESS, nothing, and in the remark why it has nothing to say
+    if answer.code != ResponseCode.SUCCESS or not answer.body:
         raise SaturnError(answer.remark or f"the client answered {answer.code}")
     return answer.body
 

@@ -1,7 +1,8 @@
 """The official Remoting clients: the line protocol of `clients` with the words that only their programs know.
 
-{"do": "open", "what": "producer", …, "group": "g", "vip": false}
+{"do": "open", "what": "producer", …, "group": "g", "vip": false, "trace": false}
 {"do": "open", "what": "push", …, "model": "CLUSTERING" | "BROADCASTING", "orderly": false, "retry_level": 1,
+    "begin": "FIRST" | "LAST" | "20260131235959", "trace": false,
     "replier": "p"}                                      its listener answers each message through the producer p
 {"do": "open", "what": "pull", …, "assigned": false}     assigned: the client is told which queue to read
 {"do": "send", …, "mode": … | "one_way" | "batch"}       → {"receipts": [RECEIPT]}, one for a batch, none one-way
@@ -173,8 +174,9 @@ class RemotingClient:
         self.namesrv = namesrv
         self.opened: list[RemotingOpened] = []
 
-    def producer(self, *, vip: bool = False) -> RemotingProducer:
-        return self._open(RemotingProducer, "producer", group="remoting-producers", vip=vip)
+    def producer(self, *, vip: bool = False, trace: bool = False) -> RemotingProducer:
+        """`trace`: it tells of each message in RMQ_SYS_TRACE_TOPIC; Java's alone."""
+        return self._open(RemotingProducer, "producer", group="remoting-producers", vip=vip, trace=trace)
 
     def push(
         self,
@@ -185,9 +187,12 @@ class RemotingClient:
         retry_level: int = 1,
         orderly: bool = False,
         broadcasting: bool = False,
+        begin: str = "FIRST",
+        trace: bool = False,
         replier: RemotingProducer | None = None,
     ) -> RemotingPush:
-        """`retry_level`: the delay level of a message whose consumption failed; 1 is a second, -1 the dead letters."""
+        """`retry_level`: the delay level of a message whose consumption failed; 1 is a second, -1 the dead letters.
+        `begin`: where a new group does, FIRST, LAST or a local time like 20260131235959. `trace`: see `producer`."""
         return self._open(
             RemotingPush,
             "push",
@@ -197,6 +202,8 @@ class RemotingClient:
             retry_level=retry_level,
             orderly=orderly,
             model="BROADCASTING" if broadcasting else "CLUSTERING",
+            begin=begin,
+            trace=trace,
             **({"replier": replier.name} if replier else {}),
         )
 

@@ -66,6 +66,35 @@ def test_what_consumers_hold_was_pulled_and_is_not_done(offline: OfflineBroker) 
     assert stats(again)["orders", 0][:3] == (2, 1, 1), "what was held then is pulled again"
 
 
+def test_what_was_popped_is_not_done_before_it_is_acknowledged(offline: OfflineBroker) -> None:
+    fields = {
+        "consumerGroup": "g", "topic": "orders", "queueId": 0, "maxMsgNums": 32, "invisibleTime": 60_000,
+        "pollTime": 0, "bornTime": 0, "initMode": 0,
+    }  # fmt: skip
+    popped = offline.ask(RequestCode.POP_MESSAGE, fields).fields
+    assert stats(offline)["orders", 0][:3] == (2, 1, 2)
+    lease = " ".join(popped[name] for name in ("popTime", "invisibleTime", "reviveQid"))
+    acked = {
+        "consumerGroup": "g",
+        "topic": "orders",
+        "queueId": 0,
+        "extraInfo": f"1 {lease} 0 broker-a 0 1",
+        "offset": 1,
+    }
+    assert offline.ask(RequestCode.ACK_MESSAGE, acked).code == 0
+    assert stats(offline)["orders", 0][:3] == (2, 2, 2)
+
+
+def test_what_pop_gives_again_counts(offline: OfflineBroker) -> None:
+    offline.broker.topics.ensure_pop_retry("g", "orders")
+    offline.send("%RETRY%g_orders")
+    assert stats(offline)["%RETRY%g_orders", 0] == (1, 0, 0, 0)
+    offline.heartbeat("c", consumers={"g": ["orders"]})
+    assert ("%RETRY%g_orders", 0) in stats(offline)
+    offline.heartbeat("c", consumers={"g": ["more"]})
+    assert stats(offline) == {}
+
+
 def test_connected_members_say_which_topics_count(offline: OfflineBroker) -> None:
     offline.broker.topics.put(TopicConfig(topic_name="left", read_queue_nums=1))
     commit(offline, 0, "left")

@@ -64,6 +64,9 @@ def test_what_the_client_cannot_do_is_its_own_word(offline: OfflineBroker, consu
     asked = running_info(offline)
     consumer.asked[1][3].resolve(Command(3, 1))
     assert (asked.code, asked.remark) == (1, "the client answered 3")
+    asked = running_info(offline)
+    consumer.asked[2][3].resolve(Command(0, 1, remark="json marshal error: NaN"))
+    assert (asked.code, asked.remark) == (1, "json marshal error: NaN")
 
 
 def test_a_client_that_does_not_answer(offline: OfflineBroker, consumer: OfflineConnection) -> None:
@@ -130,7 +133,7 @@ def test_where_one_member_is(offline: OfflineBroker, consumer: OfflineConnection
     assert consumer.asked == []
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"messageQueueTable":{"a":1}}', b'{"messageQueueTable":3}'])
+@pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b'{"messageQueueTable":{"a":1}}', b'{"messageQueueTable":3}'])
 def test_a_member_that_cannot_be_understood_is_left_out(
     offline: OfflineBroker, consumer: OfflineConnection, body: bytes
 ) -> None:

@@ -37,6 +37,7 @@ type request struct {
 	Failures      int32             `json:"failures"`
 	RetryLevel    int               `json:"retry_level"`
 	Replier       string            `json:"replier"`
+	Begin         string            `json:"begin"`
 	Mode          string            `json:"mode"`
 	Messages      []outgoing        `json:"messages"`
 	Message       outgoing          `json:"message"`
@@ -282,15 +283,22 @@ func (c *client) request(r request) (object, error) {
 	return object{"message": describeMessage(reply)}, nil
 }
 
+var begins = map[string]consumer.ConsumeFromWhere{"FIRST": consumer.ConsumeFromFirstOffset, "LAST": consumer.ConsumeFromLastOffset}
+
 func (c *client) openPush(r request) (closer, error) {
 	models := map[string]consumer.MessageModel{"CLUSTERING": consumer.Clustering, "BROADCASTING": consumer.BroadCasting}
+	begin, known := begins[r.Begin]
+	if !known {
+		begin = consumer.ConsumeFromTimestamp
+	}
 	p, err := rocketmq.NewPushConsumer(
 		consumer.WithNameServer(strings.Split(r.Endpoints, ";")),
 		consumer.WithGroupName(r.Group),
 		consumer.WithInstance(instance(r)),
 		consumer.WithConsumerModel(models[r.Model]),
 		consumer.WithConsumerOrder(r.Orderly),
-		consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset),
+		consumer.WithConsumeFromWhere(begin),
+		consumer.WithConsumeTimestamp(r.Begin),
 		consumer.WithStrategy(c.announced(r.Name)),
 	)
 	if err != nil {

@@ -126,6 +126,7 @@ public final class Client {
         DefaultMQProducer producer = new DefaultMQProducer(request.getString("group"));
         identify(producer, request);
         producer.setVipChannelEnabled(request.getBooleanValue("vip"));
+        producer.setEnableTrace(request.getBooleanValue("trace"));
         producer.start();
         producers.put(request.getString("name"), producer);
     }
@@ -218,7 +219,15 @@ public final class Client {
         DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(request.getString("group"));
         identify(consumer, request);
         consumer.setMessageModel(MessageModel.valueOf(request.getString("model")));
-        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.setEnableTrace(request.getBooleanValue("trace"));
+        switch (request.getString("begin")) {
+            case "FIRST" -> consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+            case "LAST" -> consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET);
+            default -> {
+                consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_TIMESTAMP);
+                consumer.setConsumeTimestamp(request.getString("begin"));
+            }
+        }
         consumer.setAllocateMessageQueueStrategy(new Announced(name));
         for (Map.Entry<String, Object> wanted : request.getJSONObject("subscriptions").entrySet()) {
             consumer.subscribe(wanted.getKey(), (String) wanted.getValue());
