@@ -24,6 +24,8 @@ class Operation(StrEnum):
     TRUNCATE = "truncate"
     ALLOCATE = "allocate"
     SYNC = "sync"
+    #: nobody knows what happened to what was written before it, and no later sync covers that
+    FAILED_SYNC = "failed_sync"
     MKDIR = "mkdir"
     RENAME = "rename"
     UNLINK = "unlink"
@@ -60,8 +62,31 @@ def everything_survives(event: Event) -> Sequence[tuple[int, int]]:
     return ((0, len(event.data)),)
 
 
+_SYNCS = (Operation.SYNC, Operation.FAILED_SYNC, Operation.SYNC_DIRECTORY)
+
+
+def _durable(history: Sequence[Event]) -> set[int]:
+    """Which of these events a sync covers, before any other sync of the same file has failed."""
+    durable: set[int] = set()
+    #: by inode, and by directory: whether the next sync succeeds
+    covered: dict[int | str, bool] = {}
+    for at, event in reversed(list(enumerate(history))):
+        match event.operation:
+            case Operation.SYNC | Operation.FAILED_SYNC:
+                covered[event.inode] = event.operation is Operation.SYNC
+            case Operation.SYNC_DIRECTORY:
+                covered[event.path] = True
+            case Operation.WRITE | Operation.TRUNCATE | Operation.ALLOCATE:
+                if covered.get(event.inode):
+                    durable.add(at)
+            case _:
+                if covered.get(_parent(event.path)):
+                    durable.add(at)
+    return durable
+
+
 def _parent(path: str) -> str:
-    return os.path.dirname(path)
+    return path.rpartition("/")[0]
 
 
 class Sparse:
@@ -169,8 +194,7 @@ class SimulatedFile:
 
     def fdatasync(self) -> None:
         assert not self.closed
-        self._disk.check(Operation.SYNC, self.path)
-        self._disk.record(Operation.SYNC, self.path, inode=self._inode)
+        self._disk.sync(self.path, self._inode)
 
     def close(self) -> None:
         assert not self.closed
@@ -218,6 +242,14 @@ class SimulatedDisk:
             if failing is operation and path.startswith(prefix):
                 raise OSError(number, os.strerror(number), path)
 
+    def sync(self, path: str, inode: int) -> None:
+        try:
+            self.check(Operation.SYNC, path)
+        except OSError:
+            self.record(Operation.FAILED_SYNC, path, inode=inode)
+            raise
+        self.record(Operation.SYNC, path, inode=inode)
+
     def record(
         self,
         operation: Operation,
@@ -238,16 +270,7 @@ class SimulatedDisk:
     def crashed(self, events: int | None = None, survives: Survives = nothing_survives) -> SimulatedDisk:
         """The disk after a crash behind the first `events` events (all of them when None), free of locks and faults."""
         history = self.events[:events]
-        last_sync = {event.inode: at for at, event in enumerate(history) if event.operation is Operation.SYNC}
-        last_directory_sync = {e.path: at for at, e in enumerate(history) if e.operation is Operation.SYNC_DIRECTORY}
-
-        def kept(at: int, event: Event) -> Sequence[tuple[int, int]]:
-            if event.operation in (Operation.WRITE, Operation.TRUNCATE, Operation.ALLOCATE):
-                durable = last_sync.get(event.inode, -1) > at
-            else:
-                durable = last_directory_sync.get(_parent(event.path), -1) > at
-            return everything_survives(event) if durable else survives(event)
-
+        durable = _durable(history)
         after = SimulatedDisk()
         after.now_ms, after.modified = self.now_ms, dict(self.modified)
         contents, names, directories = self._base
@@ -256,8 +279,10 @@ class SimulatedDisk:
         for at, event in enumerate(history):
             if event.operation is Operation.CREATE:
                 after.inodes[event.inode] = bytearray()  # its bytes live as long as any name may
-            if event.operation not in (Operation.SYNC, Operation.SYNC_DIRECTORY) and (ranges := kept(at, event)):
-                after._replay(event, ranges)
+            if event.operation not in _SYNCS:
+                ranges = everything_survives(event) if at in durable else survives(event)
+                if ranges:
+                    after._replay(event, ranges)
         for path in sorted(after.directories):
             if _parent(path) not in after.directories:
                 after.directories.discard(path)
@@ -349,8 +374,7 @@ class SimulatedDisk:
 
     def sync_all(self, path: str) -> bool:
         for name, inode in list(self.names.items()):
-            self.check(Operation.SYNC, name)
-            self.record(Operation.SYNC, name, inode=inode)
+            self.sync(name, inode)
         for directory in sorted(self.directories):
             self.sync_directory(directory)
         return True

@@ -580,9 +580,12 @@ class ConsumeQueues:
                 self.files.unlink(directory, start)
                 self._disk.sync_directory(directory)  # before the next one: no gap may be left
 
+        def go_on(_: None) -> Reply[None]:
+            return self.delete(rest)
+
         deleted: Later[None] = Later()
         self._background.run(delete, deleted.resolve, deleted.fail)
-        return chain(deleted, lambda _: self.delete(rest))
+        return chain(deleted, go_on)
 
     def _ends(self, key: tuple[str, int]) -> QueueEnds:
         queue = self.known.get(key)

@@ -236,6 +236,22 @@ def test_a_lost_truncate_is_lost() -> None:
     assert disk.crashed(None, only_truncates).open("f").size() == 10
 
 
+def test_no_later_sync_covers_what_was_written_before_one_that_failed() -> None:
+    """As Linux has it: the pages that could not be written are clean then."""
+    disk = SimulatedDisk()
+    file = disk.create("f")
+    disk.sync_directory("")
+    file.pwrite(b"one", 0)
+    disk.faults[Operation.SYNC, "f"] = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        file.fdatasync()
+    disk.faults.clear()
+    file.pwrite(b"two", 3)
+    file.fdatasync()
+    assert disk.crashed(None, nothing_survives).read_file("f") == b"\0\0\0two"
+    assert disk.crashed(None, everything_survives).read_file("f") == b"onetwo"
+
+
 def test_faults() -> None:
     disk = SimulatedDisk()
     disk.mkdir("d")
