@@ -14,7 +14,7 @@ from saturnmq.kernel.later import Reply, chain
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import SendBackRequest
-from saturnmq.kernel.topic import WRITE, GroupConfig
+from saturnmq.kernel.topic import WRITE, GroupConfig, GroupRetryPolicy
 from saturnmq.store.store import Store
 from saturnmq.wire import record
 
@@ -63,6 +63,13 @@ class SendBacks:
             return None
         return chain(self._store.record_at(request.commit_log_offset), lambda data: self._copy(request, group, data))
 
+    def _next_level(self, policy: GroupRetryPolicy, reconsume_times: int) -> int:
+        """Of a message that failed once more: the group's policy counts where it has one. Apache heeds it only for gRPC
+        consumers."""
+        if policy.is_set:
+            return self._delays.level_of(policy.delay_ms(reconsume_times))
+        return FIRST_LEVEL + reconsume_times
+
     def _copy(self, request: SendBackRequest, group: GroupConfig, data: bytes | None) -> Reply[None]:
         if data is None:
             raise NoSuchMessage(f"look message by offset failed, {request.commit_log_offset}")
@@ -74,7 +81,7 @@ class SendBacks:
             properties[names.ORIGIN_MESSAGE_ID] = record.offset_message_id(stored.store_host, stored.commit_log_offset)
         most = group.retry_max_times if request.max_reconsume_times is None else request.max_reconsume_times
         dead = request.delay_level < 0 or stored.reconsume_times >= most
-        level = 0 if dead else request.delay_level or FIRST_LEVEL + stored.reconsume_times
+        level = 0 if dead else request.delay_level or self._next_level(group.group_retry_policy, stored.reconsume_times)
         properties[names.DELAY] = str(level)
         if dead:
             topic, queue_id = self._topics.ensure_dlq(request.group), 0

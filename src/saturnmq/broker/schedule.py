@@ -116,6 +116,10 @@ class DelayLevels:
             end,
         )
 
+    def level_of(self, wait_ms: int) -> int:
+        """The one that waits so long, or else the next longer one; the highest for what is longer than all."""
+        return next((level.number for level in self._levels if level.delay_ms >= wait_ms), self.most)
+
     def postpone(self, message: Message, level: int) -> None:
         """Turn the message into one that comes back to its topic and queue after the level's delay."""
         level = min(level, self.most)

@@ -132,6 +132,27 @@ class GroupRetryPolicy(msgspec.Struct, rename="camel"):
     exponential_retry_policy: ExponentialRetry | None = None
     customized_retry_policy: CustomizedRetry | None = None
 
+    @property
+    def is_set(self) -> bool:
+        """It says something else than the delay levels do."""
+        return self.exponential_retry_policy is not None or self.customized_retry_policy is not None
+
+    @property
+    def waits_ms(self) -> list[int]:
+        """Those of CUSTOMIZED; never none, on which clients fail."""
+        customized = self.customized_retry_policy
+        return customized.next if customized is not None and customized.next else CustomizedRetry().next
+
+    def delay_ms(self, reconsume_times: int) -> int:
+        """How long a message that failed once more waits for its next delivery (CustomizedRetryPolicy.java: the first
+        two of a list of waits are not used)."""
+        if self.type == "EXPONENTIAL":
+            exponential = self.exponential_retry_policy or ExponentialRetry()
+            factor: int = exponential.multiplier ** min(max(reconsume_times, 0), 32)
+            return min(exponential.initial * factor, exponential.max)
+        waits = self.waits_ms
+        return waits[min(max(reconsume_times, 0) + 2, len(waits) - 1)]
+
 
 class GroupConfig(msgspec.Struct, rename="camel", kw_only=True):
     """A consumer group of one broker (remoting/protocol/subscription/SubscriptionGroupConfig.java)."""

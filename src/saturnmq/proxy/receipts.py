@@ -21,8 +21,7 @@ from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, SystemBusy
 from saturnmq.kernel.later import Reply, hear
 from saturnmq.kernel.ports import BrokerPort, Delivery
-from saturnmq.kernel.topic import ExponentialRetry, GroupConfig
-from saturnmq.proxy.settings import waits_ms
+from saturnmq.kernel.topic import GroupConfig, GroupRetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -135,21 +134,10 @@ class Receipts:
         )
 
         def back(group: GroupConfig | None) -> None:
-            give_back(broker, delivery, retry_delay_ms(group or GroupConfig(group_name=""), lease.reconsume_times))
+            policy = GroupRetryPolicy() if group is None else group.group_retry_policy
+            give_back(broker, delivery, policy.delay_ms(lease.reconsume_times))
 
         settle(lambda: broker.group_config(delivery.group), back, partial(_not_given_back, delivery))
-
-
-def retry_delay_ms(group: GroupConfig, reconsume_times: int) -> int:
-    """How long a message that failed once more waits for its next delivery (CustomizedRetryPolicy.java: the first two
-    of a list of waits are not used)."""
-    retry = group.group_retry_policy
-    if retry.type == "EXPONENTIAL":
-        exponential = retry.exponential_retry_policy or ExponentialRetry()
-        factor: int = exponential.multiplier ** min(max(reconsume_times, 0), 32)
-        return min(exponential.initial * factor, exponential.max)
-    waits = waits_ms(retry)
-    return waits[min(max(reconsume_times, 0) + 2, len(waits) - 1)]
 
 
 def give_back(broker: BrokerPort, delivery: Delivery, visible_in_ms: int) -> None:

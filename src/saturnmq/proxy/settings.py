@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidParameter
-from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
+from saturnmq.kernel.topic import ExponentialRetry, GroupConfig
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 if TYPE_CHECKING:
@@ -87,15 +87,9 @@ def complete_consumer(sent: pb.Settings, config: ProxyConfig, group: GroupConfig
         backoff.multiplier = min(exponential.multiplier, MAX_INT32)
     else:
         policy.customized_backoff.ClearField("next")
-        for wait_ms in waits_ms(retry):
+        for wait_ms in retry.waits_ms:
             _set(policy.customized_backoff.next.add(), wait_ms)
     return settings
-
-
-def waits_ms(retry: GroupRetryPolicy) -> list[int]:
-    """Those of a CUSTOMIZED policy; clients fail on an empty list."""
-    customized = retry.customized_retry_policy
-    return customized.next if customized is not None and customized.next else CustomizedRetry().next
 
 
 def _set(duration: Duration, ms: int) -> None:

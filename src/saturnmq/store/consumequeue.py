@@ -362,7 +362,7 @@ class ConsumeQueues:
     def ids(self, topic: str) -> list[int]:
         """Queue ids that hold data."""
         on_disk = {int(name) for name in self._disk.list(f"{DIRECTORY}/{topic}") if name.isdigit()}
-        in_memory = {queue_id for (name, queue_id), queue in self.known.items() if name == topic and queue.max_offset}
+        in_memory = {queue_id for (name, queue_id), queue in self.known.items() if name == topic and queue.next_offset}
         return sorted(on_disk | in_memory)
 
     # ------------------------------------------------------------------------------------------- recovering

@@ -543,8 +543,8 @@ class Store:
 
     def delete(self, topics: Iterable[str]) -> Reply[None]:
         """Delete the messages of these topics: their queues are gone, and begin again at offset 0 when the names are
-        used again. While that is done appends to them are refused; so are queue files of others not written. Fails with
-        ServiceUnavailable, OSError."""
+        used again. While that is done appends to them are refused, and no queue files are written. Fails with
+        ServiceUnavailable."""
         later: Later[None] = Later()
         self._deletions.append((frozenset(topics), later))
         self._delete_next()
@@ -561,7 +561,7 @@ class Store:
             self._rest()
 
         def failed(error: BaseException) -> None:
-            later.fail(error)
+            later.fail(ServiceUnavailable(_describe(error)) if isinstance(error, OSError) else error)
             self._rest()
 
         try:

@@ -6,7 +6,7 @@ import pytest
 
 from saturnmq.disk.simulated import SimulatedDisk
 from saturnmq.kernel import properties as names
-from saturnmq.kernel.topic import GroupConfig, TopicConfig
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy, TopicConfig
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.wire.remoting import json
@@ -187,6 +187,32 @@ def test_the_consumer_may_choose_the_level_or_give_up(failing: OfflineBroker) ->
 def test_the_consumer_may_say_how_often(failing: OfflineBroker) -> None:
     assert send_back(failing, 0, maxReconsumeTimes=0) == 0
     assert len(failing.stored("%DLQ%g")) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "levels"),
+    [
+        (GroupRetryPolicy(), [3, 4, 5]),
+        (GroupRetryPolicy(type="EXPONENTIAL"), [3, 4, 5]),
+        (GroupRetryPolicy("EXPONENTIAL", ExponentialRetry(1_000, 60_000, 7)), [1, 3, 5]),
+        (GroupRetryPolicy("EXPONENTIAL", ExponentialRetry(10_000_000, 10**9, 2)), [18, 18, 18]),
+        (GroupRetryPolicy(customized_retry_policy=CustomizedRetry([0, 0, 1_000, 2_000])), [1, 2, 2]),
+        (GroupRetryPolicy(customized_retry_policy=CustomizedRetry([-5])), [1, 1, 1]),
+    ],
+)
+def test_the_policy_of_the_group_chooses_the_level(policy: GroupRetryPolicy, levels: list[int]) -> None:
+    """The next longer one of what the policy says; where it says nothing, one level more each time."""
+    offline = OfflineBroker()
+    offline.broker.groups.put(GroupConfig(group_name="g", group_retry_policy=policy))
+    chosen = []
+    for times in range(3):
+        offline.send("orders", queue_id=times, header={"j": times})
+        (sent,) = offline.stored("orders", times)
+        assert send_back(offline, sent.commit_log_offset) == 0
+    for level in range(18):
+        for waiting in offline.stored("SCHEDULE_TOPIC_XXXX", level):
+            chosen.append((waiting.reconsume_times, level + 1))
+    assert [level for _, level in sorted(chosen)] == levels
 
 
 def test_what_cannot_be_sent_back(failing: OfflineBroker) -> None:

@@ -10,9 +10,8 @@ from proxy_fakes import Grpc, found, popped, receive_request, stream
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, ServiceUnavailable
 from saturnmq.kernel.later import Later
-from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy
+from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupRetryPolicy
 from saturnmq.proxy import receipts
-from saturnmq.proxy.receipts import retry_delay_ms
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 
@@ -203,15 +202,15 @@ def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     ("failed", "wait_ms"), [(-1, 10_000), (0, 10_000), (1, 30_000), (15, 7_200_000), (99, 7_200_000)]
 )
 def test_waits_of_a_list_begin_with_the_third(failed: int, wait_ms: int) -> None:
-    assert retry_delay_ms(GroupConfig(group_name="g"), failed) == wait_ms
+    assert GroupRetryPolicy().delay_ms(failed) == wait_ms
 
 
 def test_waits_of_a_short_list() -> None:
     policy = GroupRetryPolicy(customized_retry_policy=CustomizedRetry([7]))
-    assert retry_delay_ms(GroupConfig(group_name="g", group_retry_policy=policy), 0) == 7
+    assert policy.delay_ms(0) == 7
 
 
 @pytest.mark.parametrize(("failed", "wait_ms"), [(-1, 5_000), (0, 5_000), (3, 40_000), (99, 7_200_000)])
 def test_waits_that_grow(failed: int, wait_ms: int) -> None:
     policy = GroupRetryPolicy(type="EXPONENTIAL", exponential_retry_policy=ExponentialRetry())
-    assert retry_delay_ms(GroupConfig(group_name="g", group_retry_policy=policy), failed) == wait_ms
+    assert policy.delay_ms(failed) == wait_ms
