@@ -17,8 +17,9 @@ Bodies are base64, durations milliseconds.
     {"id": 1, "ok": {…}} or {"id": 1, "error": {"kind": "NotFoundException", "code": 40402, "message": "…"}}
     {"event": "delivered", "name": "l", "failed": false, "message": DELIVERY}    a push consumer's listener ran
 
-A listener fails the first `failures` deliveries of each message. A program may understand more (other kinds to open,
-more fields); the fields of `open` are passed through. End of stdin ends the program.
+A listener fails the first `failures` deliveries of each message. With "sql": true the subscriptions are SQL92 filters.
+A program may understand more (other kinds to open, more fields); the fields of `open` are passed through. End of stdin
+ends the program.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -13,6 +15,8 @@ from harness.programs import SOURCES
 PROGRAM = SOURCES / "mqadmin" / "Mqadmin.java"
 #: a short life on few cores
 JVM = ("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+#: `Born Host:  127.0.0.1:5000`, `bootTimestamp  : 1`, `consumeEnable  =  true`
+FIELD = re.compile(r"([^:=]+?)\s*[:=]\s+(.*)")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,15 @@ class Said:
     @property
     def lines(self) -> list[str]:
         return [line.rstrip() for line in self.out.splitlines() if line.strip()]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Of lines `name: value` and `name = value`; of a name that comes twice the first."""
+        found: dict[str, str] = {}
+        for line in self.lines:
+            if parts := FIELD.match(line):
+                found.setdefault(parts[1].strip(), parts[2].strip())
+        return found
 
     def table(self) -> list[list[str]]:
         """The words of each line but the headings, which begin with #."""
@@ -64,10 +77,11 @@ class Mqadmin:
         return Said(**json.loads(line))
 
     def close(self) -> None:
-        self._stdin.close()
-        self._stdout.close()
         self._process.kill()
         self._process.wait()
+        self._stdout.close()
+        with suppress(BrokenPipeError):
+            self._stdin.close()
 
 
 class ClusterAdmin:

@@ -4,11 +4,15 @@
 {"do": "open", "what": "push", …, "model": "CLUSTERING" | "BROADCASTING", "orderly": false, "retry_level": 1,
     "begin": "FIRST" | "LAST" | "20260131235959", "trace": false,
     "replier": "p"}                                      its listener answers each message through the producer p
+{"do": "open", "what": "push", …, "popping": true, "invisible_ms": 5000}      the broker says which queues, and whether
+                                                         to pop; Java only
 {"do": "open", "what": "pull", …, "assigned": false}     assigned: the client is told which queue to read
+{"do": "open", "what": "classic", …, "group": "g"}       pulls with a filter of its own each time; Java only
 {"do": "send", …, "mode": … | "one_way" | "batch"}       → {"receipts": [RECEIPT]}, one for a batch, none one-way
 {"do": "request", "name": "p", "message": MESSAGE, "timeout_ms": 3000}                     → {"message": DELIVERY}
 {"do": "poll", "name": "c", "timeout_ms": 1000}                                            → {"messages": […]}
 {"do": "read", "name": "c", "topic": "t", "queue_id": 0, "offset": 5, "timeout_ms": 1000}  → {"messages": […]}
+{"do": "filter", "name": "c", "topic": "t", "queue_id": 0, "expression": "a > 5"}          → {"messages": […]}
 {"do": "offsets", "name": "p", "topic": "t", "queue_id": 0, "stored_ms": 0}                → {"min": 0, "max": …}
 
 {"event": "assigned", "name": "c", "topic": "t", "queues": [0, 1]}        the rebalance of a consumer gave it these
@@ -160,8 +164,21 @@ class Puller:
         return [received_of(fields) for fields in answer["messages"]]
 
 
-RemotingOpened = RemotingProducer | RemotingPush | Puller
-T = TypeVar("T", RemotingProducer, RemotingPush, Puller)
+class ClassicPuller:
+    """The Java client only."""
+
+    def __init__(self, process: RemotingProcess, name: str) -> None:
+        self.process = process
+        self.name = name
+
+    def filtered(self, topic: str, expression: str, queue_id: int = 0) -> list[Received]:
+        """What an SQL92 filter takes of a queue. Raises ClientError when the broker does not understand it."""
+        answer = self.process.call("filter", name=self.name, topic=topic, queue_id=queue_id, expression=expression)
+        return [received_of(fields) for fields in answer["messages"]]
+
+
+RemotingOpened = RemotingProducer | RemotingPush | Puller | ClassicPuller
+T = TypeVar("T", RemotingProducer, RemotingPush, Puller, ClassicPuller)
 
 
 class RemotingClient:
@@ -190,6 +207,7 @@ class RemotingClient:
         begin: str = "FIRST",
         trace: bool = False,
         replier: RemotingProducer | None = None,
+        **more: Any,
     ) -> RemotingPush:
         """`retry_level`: the delay level of a message whose consumption failed; 1 is a second, -1 the dead letters.
         `begin`: where a new group does, FIRST, LAST or a local time like 20260131235959. `trace`: see `producer`."""
@@ -205,10 +223,14 @@ class RemotingClient:
             begin=begin,
             trace=trace,
             **({"replier": replier.name} if replier else {}),
+            **more,
         )
 
-    def pull(self, group: str, subscriptions: Mapping[str, str], *, assigned: bool = False) -> Puller:
-        return self._open(Puller, "pull", group=group, subscriptions=dict(subscriptions), assigned=assigned)
+    def pull(self, group: str, subscriptions: Mapping[str, str], *, assigned: bool = False, **more: Any) -> Puller:
+        return self._open(Puller, "pull", group=group, subscriptions=dict(subscriptions), assigned=assigned, **more)
+
+    def classic(self, group: str) -> ClassicPuller:
+        return self._open(ClassicPuller, "classic", group=group)
 
     def _open(self, kind: type[T], what: str, **fields: Any) -> T:
         name = f"{what}-{next(self._numbers)}"

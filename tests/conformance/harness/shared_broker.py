@@ -37,6 +37,8 @@ SMALL_FILES = {
     "maxHashSlotNum": 500,
     "maxIndexNum": 1_000,
 }
+#: on a machine with little to spare Apache refuses messages that waited for a fifth of a second
+PATIENT = {"brokerFastFailureEnable": "false", "osPageCacheBusyTimeOutMills": 20_000}
 #: a crash forgets what changed in config files since: each server's own setting, milliseconds
 SOON_WRITTEN = {"flushConsumerOffsetInterval": 200, "flushIntervalConfig": 200}
 
@@ -53,8 +55,17 @@ class Finding:
 class SharedBroker:
     """Owner of the process that serves the directory now. Use `kill` at the end."""
 
-    def __init__(self, home: Path, apache: Apache, namesrv: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        apache: Apache,
+        namesrv: str,
+        settings: Mapping[str, object],
+        apaches: Mapping[str, object] | None = None,
+    ) -> None:
+        """`apaches`: settings that only Apache's broker is given."""
         self._home, self._apache, self.namesrv = home, apache, namesrv
+        self._apaches = apaches or {}
         self.port = free_broker_port()
         self.address = f"127.0.0.1:{self.port}"
         self.data_dir = home / "store"
@@ -75,23 +86,24 @@ class SharedBroker:
 
     # ------------------------------------------------------------------------------------------- who serves it
 
-    def start(self, server: Server) -> None:
-        """Returns when the NameServer knows the broker."""
+    def start(self, server: Server, host: str = "127.0.0.1") -> None:
+        """Returns when the NameServer knows the broker. `host` is where ours listens; Apache's listens everywhere."""
         assert self._process is None, "it runs already"
         if server == "apache":
-            settings = ";".join(f"{key}={value}" for key, value in self.settings.items())
+            settings = ";".join(f"{key}={value}" for key, value in {**self.settings, **self._apaches}.items())
             self._process = self._apache.start(
                 "broker", self.port, NAMESRV=self.namesrv, BROKER_PORT=str(self.port), BROKER_CONF=settings
             )
         else:
-            self._process = self.saturn()
-            self._process.start()
-        self._connection = RemotingConnection(self.address)
+            process = self.saturn(host)
+            process.start()
+            self._process = process
+        self._connection = RemotingConnection(f"{host}:{self.port}")
         self.wait_for_route("TBW102")
 
-    def saturn(self) -> ServerProcess:
+    def saturn(self, host: str = "127.0.0.1") -> ServerProcess:
         """Our broker, not started."""
-        arguments = ("-c", str(self.conf), "--host", "localhost", "--http-port", "0")
+        arguments = ("-c", str(self.conf), "--host", host, "--http-port", "0")
         return ServerProcess("broker", *arguments, home=self._home)
 
     def stop(self) -> None:
@@ -106,9 +118,10 @@ class SharedBroker:
 
     def _ended(self) -> ApacheProcess | ServerProcess:
         assert self._process is not None, "it does not run"
-        assert self._connection is not None
         process, self._process = self._process, None
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         return process
 
     def wait_for_route(self, topic: str) -> None:
@@ -141,6 +154,9 @@ class SharedBroker:
             topic.name: sorted(int(queue.name) for queue in topic.iterdir() if any(queue.iterdir()))
             for topic in sorted(folder.iterdir())
         }
+
+    def has_messages(self, topic: str) -> bool:
+        return topic in self.queues()
 
     def messages(self) -> dict[tuple[str, int, int], Stored]:
         """Every message, as consumers get it: topic, queue and offset → what stands there."""
