@@ -10,13 +10,12 @@ from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, ConsumeType, MessageModel
 from saturnmq.kernel.subscription import Subscription
+from saturnmq.kernel.topic import UNIT_SUBSCRIPTION
 
 log = logging.getLogger(__name__)
 
 #: between looks for clients that went silent, milliseconds (BrokerController: ClientHousekeepingService)
 SCAN_MS = 10_000
-#: sysFlag of a retry topic whose consumers run in unit mode (common/sysflag/TopicSysFlag.java)
-UNIT_SUBSCRIPTION = 2
 
 
 class ConsumerGroup:

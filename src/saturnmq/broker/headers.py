@@ -29,6 +29,7 @@ class SendHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     flag: int
     properties: str | None = None
     reconsume_times: int | None = None
+    unit_mode: bool | None = None
     batch: bool | None = None
     max_reconsume_times: int | None = None
 
@@ -46,6 +47,7 @@ class SendHeaderV2(msgspec.Struct, gc=False, kw_only=True):
     flag: int = field(name="h")
     properties: str | None = field(name="i", default=None)
     reconsume_times: int | None = field(name="j", default=None)
+    unit_mode: bool | None = field(name="k", default=None)
     max_reconsume_times: int | None = field(name="l", default=None)
     batch: bool | None = field(name="m", default=None)
 

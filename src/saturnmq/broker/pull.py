@@ -157,8 +157,9 @@ class Pulls:
         labels = (request.queue.topic, request.group)
         if request.subscription.matches is not None:
             self._filtered_out.values[labels] += filtered_out(found, request.offset)
-        if found.records:
+        if found.next_offset != request.offset:
             self._offsets.pulled(request.group, request.queue.topic, request.queue.queue_id, found.next_offset)
+        if found.records:
             self._messages_out.values[labels] += len(found.records)
             self._bytes_out.values[labels] += sum(map(len, found.records))
         return PullResult(

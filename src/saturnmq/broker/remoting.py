@@ -225,6 +225,7 @@ class MessageHandlers:
             default_queue_nums=header.default_topic_queue_nums,
             max_reconsume_times=header.max_reconsume_times if command.version >= _V3_4_9 else None,
             batch=bool(header.batch),
+            unit_mode=bool(header.unit_mode),
         )
 
     def _sent(self, reply: Reply[SendReceipt]) -> Reply[Response | None]:

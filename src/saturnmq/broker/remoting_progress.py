@@ -53,7 +53,6 @@ class ProgressHandlers:
     def of_all(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         """Of every group and topic; of ordered topics alone when asked."""
         header = msgspec.convert(command.fields, OrderHeader, strict=False)
-        address = connection.local
         topics_by_group = self._offsets.topics_by_group()
         groups = {
             group: [
@@ -72,7 +71,7 @@ class ProgressHandlers:
             all_progress = [one for progress in found for one in progress.values()]
             body = ConsumeStatsList(
                 consume_stats_list=[{group: stats} for group, stats in by_group.items()],
-                broker_addr=str(address),
+                broker_addr=str(connection.local),
                 total_diff=sum(one.broker_offset - one.consumer_offset for one in all_progress),
                 total_inflight_diff=sum(one.pull_offset - one.consumer_offset for one in all_progress),
             )
@@ -90,7 +89,8 @@ class ProgressHandlers:
         return topics | again & self._topics.configs.keys()
 
     def _stats(self, group: str, topics: Iterable[str], progress: Progress) -> ConsumeStats:
-        return ConsumeStats(offset_table=json.write_queue_map(progress), consume_tps=0.0)
+        tps = sum([self._broker.stats.tps("GROUP_GET_NUMS", f"{topic}@{group}") for topic in topics], 0.0)
+        return ConsumeStats(offset_table=json.write_queue_map(progress), consume_tps=tps)
 
     def _progress(self, group: str, topic: str) -> Reply[Progress]:
         queues = self._queues(topic)

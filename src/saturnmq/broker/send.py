@@ -27,7 +27,7 @@ from saturnmq.kernel.later import Reply
 from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import SendReceipt, SendRequest
-from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, WRITE, TopicConfig, check_topic
+from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, UNIT, UNIT_SUBSCRIPTION, WRITE, TopicConfig, check_topic
 from saturnmq.store.store import Store
 from saturnmq.wire.record import offset_message_id
 
@@ -148,8 +148,11 @@ class Sends:
             raise NoPermission(f"Sending message to topic[{name}] is forbidden.")
         if topic is None:
             if name.startswith(RETRY_PREFIX):
-                return self._topics.ensure_retry(name.removeprefix(RETRY_PREFIX))
-            topic = self._topics.create_from_default(name, request.default_topic, request.default_queue_nums)
+                flags = UNIT_SUBSCRIPTION if request.unit_mode else 0
+                return self._topics.ensure_retry(name.removeprefix(RETRY_PREFIX), topic_sys_flag=flags)
+            topic = self._topics.create_from_default(
+                name, request.default_topic, request.default_queue_nums, UNIT if request.unit_mode else 0
+            )
             topic = topic or self._topics.get_or_create(name)
         if topic is None:
             raise TopicNotFound(f"topic[{name}] not exist, apply first please!")

@@ -35,6 +35,8 @@ class SendRequest(msgspec.Struct, gc=False, kw_only=True):
     #: of a message that a Remoting consumer sends back itself
     max_reconsume_times: int | None = None
     batch: bool = False
+    #: a topic that is created for it is a unit's
+    unit_mode: bool = False
 
 
 class SendReceipt(msgspec.Struct, gc=False, kw_only=True):

@@ -19,6 +19,9 @@ READ, WRITE, INHERIT = 4, 2, 1
 PRIORITY = 8
 READ_WRITE = READ | WRITE
 
+#: bits of a topic's sysFlag: sent to, or consumed, by clients in unit mode (common/sysflag/TopicSysFlag.java)
+UNIT, UNIT_SUBSCRIPTION = 1, 2
+
 RETRY_PREFIX = "%RETRY%"
 DLQ_PREFIX = "%DLQ%"
 SYSTEM_PREFIX = "rmq_sys_"

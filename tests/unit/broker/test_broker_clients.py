@@ -86,6 +86,16 @@ def test_a_group_that_may_not_be_created_is_passed_over() -> None:
     assert retry.write_queue_nums == 3
 
 
+def test_topics_of_clients_in_unit_mode_are_marked() -> None:
+    offline = OfflineBroker()
+    body = b'{"clientID":"c1","consumerDataSet":[{"groupName":"g","unitMode":true}]}'
+    offline.ask(RequestCode.HEART_BEAT, body=body)
+    for topic in ("orders", "%RETRY%h"):
+        assert offline.send(topic, header={"k": True}).code == 0
+    flags = {name: offline.broker.topics.configs[name].topic_sys_flag for name in ("%RETRY%g", "orders", "%RETRY%h")}
+    assert flags == {"%RETRY%g": 2, "orders": 1, "%RETRY%h": 2}
+
+
 def test_every_member_is_told_once_a_turn_when_members_come_and_go() -> None:
     offline = OfflineBroker()
     first, second = OfflineConnection(), OfflineConnection()

@@ -105,6 +105,15 @@ def test_connected_members_say_which_topics_count(offline: OfflineBroker) -> Non
     assert list(stats(offline, topicList="left")) == [("left", 0)], "a list is taken as it is"
 
 
+def test_how_fast_a_group_consumes(offline: OfflineBroker) -> None:
+    offline.pull("g", "orders", 0)
+    offline.pull("g", "orders", 0, queue_id=1)
+    offline.clock.advance(10_000)
+    for fields in ({}, {"topic": "orders"}, {"topicList": "orders"}):
+        body = offline.ask(RequestCode.GET_CONSUME_STATS, {"consumerGroup": "g", **fields}).body
+        assert json.parse(body)["consumeTps"] == pytest.approx(0.3)
+
+
 def test_lag_of_all_groups(offline: OfflineBroker) -> None:
     offline.pull("g", "orders", 0)
     body = json.parse(offline.ask(RequestCode.GET_BROKER_CONSUME_STATS, {"isOrder": False}).body)
