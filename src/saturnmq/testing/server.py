@@ -50,6 +50,7 @@ class ServerProcess:
     ) -> None:
         self._temporary = home is None
         self.home = home or Path(tempfile.mkdtemp(prefix="saturnmq-"))
+        self.home.mkdir(parents=True, exist_ok=True)
         self.log_file = self.home / "server.log"
         self._ready_file = self.home / "ready.json"
         self._start_timeout_s = start_timeout_s
