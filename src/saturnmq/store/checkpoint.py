@@ -48,7 +48,8 @@ MARGIN_MS = 3000
 
 
 class Said(NamedTuple):
-    """What a checkpoint says; `is_confirmed` and `is_ours` are true when the checks are right, else `queued` is 0."""
+    """What a checkpoint says; `is_confirmed` and `is_ours` are true when the checks are right. `queued` is 0 unless
+    both times are the same."""
 
     log_ms: int
     queues_ms: int
@@ -66,6 +67,8 @@ def parse(raw: bytes, *, apache_crashed: bool = False) -> Said:
     is_confirmed = check == _check(raw[_CONFIRM_AT : _CONFIRM_AT + 8])
     *again, queued, check = _AGAIN.unpack_from(raw, _AGAIN_AT)
     is_ours = check == _check(raw[_AGAIN_AT : PARSED_BYTES - 8])
+    if times != again or not is_ours:
+        queued = 0
     if is_ours:
         if not apache_crashed:
             # the older ones are right, whether a crash came between the two writes, or damage, or Apache
@@ -73,7 +76,7 @@ def parse(raw: bytes, *, apache_crashed: bool = False) -> Said:
     elif not apache_crashed and any(raw[_AGAIN_AT:PARSED_BYTES]):
         times = [0, 0, 0]
     log_ms, queues_ms, index_ms = times
-    return Said(log_ms, queues_ms, index_ms, confirmed, queued if is_ours else 0, is_confirmed, is_ours)
+    return Said(log_ms, queues_ms, index_ms, confirmed, queued, is_confirmed, is_ours)
 
 
 class Checkpoint:
