@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from saturnmq.broker import remoting
 from saturnmq.broker.broker import Broker
 from saturnmq.disk.simulated import SimulatedDisk
@@ -20,7 +22,7 @@ from saturnmq.store.store import Store
 from saturnmq.testing.clock import InlineBackground, VirtualClock
 from saturnmq.wire import record
 from saturnmq.wire.remoting import json
-from saturnmq.wire.remoting.codes import RequestCode, response_code
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, response_code
 from saturnmq.wire.remoting.command import Command, Response
 
 #: files that a disk in memory makes quickly
@@ -152,6 +154,8 @@ class OfflineBroker:
             asked = Asked(self.handlers[command.code](command, connection or self.connection))
         except SaturnError as error:
             asked = Asked(Response(response_code(error), str(error)))
+        except msgspec.ValidationError as error:  # as RemotingConnection answers it
+            asked = Asked(Response(ResponseCode.SYSTEM_ERROR, f"the request cannot be understood: {error}"))
         self.clock.run_soon()
         return asked
 
