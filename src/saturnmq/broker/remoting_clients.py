@@ -18,7 +18,7 @@ from saturnmq.broker.headers import (
 from saturnmq.broker.remoting_relay import RemotingChannel
 from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
-from saturnmq.kernel.subscription import TAG, Subscription, subscribe
+from saturnmq.kernel.subscription import Subscription, keep, subscribe
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     Connection,
@@ -182,19 +182,9 @@ class ClientHandlers:
         for data in consumer.subscription_data_set:
             self._broker.topics.get_or_create(data.topic)
             try:
-                subscription = subscribe(data.topic, data.sub_string, data.expression_type, data.sub_version)
+                subscriptions.append(keep(data.topic, data.sub_string, data.expression_type, data.sub_version))
             except IllegalFilter as error:
                 log.warning("group %s cannot have %s: %s", consumer.group_name, data.topic, error)
-                if data.expression_type == TAG:
-                    continue
-                # kept as it is: a heart-beat is never refused, pulls are
-                subscription = Subscription(
-                    topic=data.topic,
-                    expression=data.sub_string,
-                    expression_type=data.expression_type,
-                    version=data.sub_version,
-                )
-            subscriptions.append(subscription)
         return subscriptions
 
 

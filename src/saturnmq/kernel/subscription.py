@@ -73,6 +73,17 @@ def subscribe(topic: str, expression: str | None, expression_type: str | None = 
     return Subscription(topic=topic, expression=text, tags=tags, codes=frozenset(map(tag_hash, tags)), version=version)
 
 
+def keep(topic: str, expression: str | None, expression_type: str | None = TAG, version: int = 0) -> Subscription:
+    """As `subscribe`, for what a client says of itself. A wrong filter over properties is kept, without `matches`: the
+    client hears of it when it asks for messages, where it understands the answer. Raises IllegalFilter, about tags."""
+    try:
+        return subscribe(topic, expression, expression_type, version)
+    except IllegalFilter:
+        if expression_type in (None, "", TAG):
+            raise
+        return Subscription(topic=topic, expression=expression or "", expression_type=expression_type, version=version)
+
+
 def _compile(text: str, expression_type: str) -> Matches:
     if expression_type != SQL92:
         raise IllegalFilter(f"the filter type {expression_type!r} is unknown, use TAG or SQL92")

@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from saturnmq.kernel.errors import BodyTooLarge, ClientIdRequired, IllegalFilter, IllegalGroup, IllegalTopic
-from saturnmq.kernel.subscription import SQL92, TAG, Subscription, subscribe
+from saturnmq.kernel.subscription import SQL92, TAG, Subscription, keep, subscribe
 from saturnmq.kernel.topic import check_group, check_topic, is_system_group, is_system_topic
 from saturnmq.net.grpc_server import Call
 from saturnmq.wire.grpc import GrpcError, GrpcStatus
@@ -83,13 +83,22 @@ def check_client_group(group: str) -> None:
 
 def subscription_of(topic: str, filter_expression: pb.FilterExpression) -> Subscription:
     """Raises IllegalFilter."""
-    kind = FILTER_TYPES.get(filter_expression.type, str(filter_expression.type))
+    kind, text = _kind_and_text(filter_expression)
+    return _compiled(topic, text, kind) if len(text) <= CACHED_EXPRESSION else subscribe(topic, text, kind)
+
+
+def subscription_to_keep(topic: str, filter_expression: pb.FilterExpression, now_ms: int) -> Subscription:
+    """Of the settings of a consumer, said at this time. Raises IllegalFilter, about tags: what else is wrong it is told
+    when it receives, for a stream that ends says little to official clients."""
+    kind, text = _kind_and_text(filter_expression)
+    return keep(topic, text, kind, now_ms)
+
+
+def _kind_and_text(filter_expression: pb.FilterExpression) -> tuple[str, str]:
     text = filter_expression.expression
-    if len(text) <= CACHED_EXPRESSION:
-        return _compiled(topic, text, kind)
     if len(text) > MAX_EXPRESSION:
         raise IllegalFilter(f"the filter has {len(text)} characters, the limit is {MAX_EXPRESSION}")
-    return subscribe(topic, text, kind)
+    return FILTER_TYPES.get(filter_expression.type, str(filter_expression.type)), text
 
 
 _compiled = lru_cache(maxsize=4096)(subscribe)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import msgspec
-
 from saturnmq.kernel.errors import InvalidParameter, NotSupported, SaturnError
 from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.ports import ConsumerMembership, ConsumeType, MessageModel
@@ -17,7 +15,7 @@ from saturnmq.proxy.checks import (
     client_id_of,
     header,
     parse,
-    subscription_of,
+    subscription_to_keep,
 )
 from saturnmq.proxy.codes import OK, code_of
 from saturnmq.proxy.commands import Commands
@@ -109,8 +107,7 @@ class Telemetry:
         subscriptions = []
         for entry in sent.subscription.subscriptions:
             check_client_topic(entry.topic.name)
-            subscription = subscription_of(entry.topic.name, entry.expression)
-            subscriptions.append(msgspec.structs.replace(subscription, version=self._proxy.clock.now_ms()))
+            subscriptions.append(subscription_to_keep(entry.topic.name, entry.expression, self._proxy.clock.now_ms()))
         return ConsumerMembership(
             group=group,
             consume_type=consume_type,

@@ -99,6 +99,17 @@ def test_a_consumer(client: Grpc, kind: pb.ClientType, consume_type: ConsumeType
     assert membership.subscriptions[0].tags == {"a", "b"}
 
 
+@pytest.mark.parametrize(("expression", "is_right"), [("a > 1", True), ("a >", False)])
+def test_a_consumer_with_a_filter_over_properties(client: Grpc, expression: str, is_right: bool) -> None:
+    """A wrong one is taken: what is wrong is said to who receives, which clients understand better."""
+    settings = consumer()
+    settings.subscription.subscriptions[0].expression.CopyFrom(pb.FilterExpression(type=pb.SQL, expression=expression))
+    client.settings(settings)
+    ((_, membership),) = client.broker.consumers
+    [subscription] = membership.subscriptions
+    assert (subscription.expression, subscription.matches is not None) == (expression, is_right)
+
+
 def test_a_group_with_settings_of_its_own(client: Grpc) -> None:
     policy = GroupRetryPolicy(type="EXPONENTIAL", exponential_retry_policy=ExponentialRetry(1_000, 60_000, 3))
     client.broker.groups["g"] = GroupConfig(

@@ -42,6 +42,7 @@ type request struct {
 	Topics        []string          `json:"topics"`
 	Group         string            `json:"group"`
 	Subscriptions map[string]string `json:"subscriptions"`
+	SQL           bool              `json:"sql"`
 	AwaitMs       int64             `json:"await_ms"`
 	Failures      int               `json:"failures"`
 	Mode          string            `json:"mode"`
@@ -143,8 +144,11 @@ func (p *program) open(r request) (object, error) {
 	rmq.EnableSsl = r.TLS // one switch for the whole process
 	config := &rmq.Config{Endpoint: r.Endpoints, ConsumerGroup: r.Group, Credentials: &credentials.SessionCredentials{}}
 	filters := map[string]*rmq.FilterExpression{}
-	for topic, tags := range r.Subscriptions {
-		filters[topic] = rmq.NewFilterExpression(tags)
+	for topic, expression := range r.Subscriptions {
+		filters[topic] = rmq.NewFilterExpression(expression)
+		if r.SQL {
+			filters[topic] = rmq.NewFilterExpressionWithType(expression, rmq.SQL92)
+		}
 	}
 	started := func(c interface {
 		client

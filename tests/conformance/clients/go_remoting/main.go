@@ -32,6 +32,7 @@ type request struct {
 	Group         string            `json:"group"`
 	Vip           bool              `json:"vip"`
 	Subscriptions map[string]string `json:"subscriptions"`
+	SQL           bool              `json:"sql"`
 	Model         string            `json:"model"`
 	Orderly       bool              `json:"orderly"`
 	Failures      int32             `json:"failures"`
@@ -45,6 +46,13 @@ type request struct {
 	Topic         string            `json:"topic"`
 	QueueID       int               `json:"queue_id"`
 	Offset        int64             `json:"offset"`
+}
+
+func (r request) selector(expression string) consumer.MessageSelector {
+	if r.SQL {
+		return consumer.MessageSelector{Type: consumer.SQL92, Expression: expression}
+	}
+	return consumer.MessageSelector{Type: consumer.TAG, Expression: expression}
 }
 
 type outgoing struct {
@@ -304,9 +312,8 @@ func (c *client) openPush(r request) (closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for topic, tags := range r.Subscriptions {
-		wanted := consumer.MessageSelector{Type: consumer.TAG, Expression: tags}
-		err = p.Subscribe(topic, wanted, func(ctx context.Context, messages ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+	for topic, expression := range r.Subscriptions {
+		err = p.Subscribe(topic, r.selector(expression), func(ctx context.Context, messages ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
 			return c.consume(ctx, r, messages), nil
 		})
 		if err != nil {
@@ -391,8 +398,8 @@ func (c *client) openPull(r request) (closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for topic, tags := range r.Subscriptions {
-		if err := p.Subscribe(topic, consumer.MessageSelector{Type: consumer.TAG, Expression: tags}); err != nil {
+	for topic, expression := range r.Subscriptions {
+		if err := p.Subscribe(topic, r.selector(expression)); err != nil {
 			return nil, err
 		}
 	}

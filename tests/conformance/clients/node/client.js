@@ -2,7 +2,10 @@
 'use strict';
 
 const readline = require('node:readline');
-const { ConsumeResult, Producer, PushConsumer, SimpleConsumer } = require('rocketmq-client-nodejs');
+const { ConsumeResult, FilterExpression, Producer, PushConsumer, SimpleConsumer } = require('rocketmq-client-nodejs');
+
+// of the interface, which the package does not export
+const FilterType = { TAG: 1, SQL: 2 };
 
 const opened = new Map(); // name -> producer or consumer
 const held = new Map(); // reference -> received message
@@ -65,7 +68,8 @@ function create(request) {
   const consumer = () => ({
     ...common,
     consumerGroup: request.group,
-    subscriptions: new Map(Object.entries(request.subscriptions)),
+    subscriptions: new Map(Object.entries(request.subscriptions).map(([ topic, expression ]) =>
+      [ topic, new FilterExpression(expression, request.sql ? FilterType.SQL : FilterType.TAG) ])),
   });
   switch (request.what) {
     case 'producer':

@@ -25,7 +25,7 @@ from rocketmq import (
     PushConsumer,
     SimpleConsumer,
 )
-from rocketmq.grpc_protocol import SendMessageRequest
+from rocketmq.grpc_protocol import FilterType, SendMessageRequest
 
 CONCURRENT_REQUESTS = 32
 
@@ -81,7 +81,8 @@ class Client:
         name = request["name"]
         configuration = ClientConfiguration(request["endpoints"], Credentials())
         tls = {"tls_enable": True} if request["tls"] else {}
-        filters = {topic: FilterExpression(tags) for topic, tags in request.get("subscriptions", {}).items()}
+        kind = FilterType.SQL if request.get("sql") else FilterType.TAG
+        filters = {topic: FilterExpression(text, kind) for topic, text in request.get("subscriptions", {}).items()}
         client: Any
         match request["what"]:
             case "producer":

@@ -29,6 +29,7 @@ import org.apache.rocketmq.client.apis.ClientConfigurationBuilder;
 import org.apache.rocketmq.client.apis.ClientServiceProvider;
 import org.apache.rocketmq.client.apis.consumer.ConsumeResult;
 import org.apache.rocketmq.client.apis.consumer.FilterExpression;
+import org.apache.rocketmq.client.apis.consumer.FilterExpressionType;
 import org.apache.rocketmq.client.apis.consumer.MessageListener;
 import org.apache.rocketmq.client.apis.consumer.SimpleConsumer;
 import org.apache.rocketmq.client.apis.message.Message;
@@ -41,7 +42,7 @@ import org.apache.rocketmq.client.apis.producer.SendReceipt;
 public final class Client {
     /** What a request may carry; absent fields stay null or 0. */
     record Request(int id, String Do, String what, String name, String endpoints, boolean tls, List<String> topics,
-                   String group, Map<String, String> subscriptions, long awaitMs, int failures, String mode,
+                   String group, Map<String, String> subscriptions, boolean sql, long awaitMs, int failures, String mode,
                    List<Fields> messages, int max, long invisibleMs, List<Integer> refs, int ref) { }
 
     /** A message as the line protocol writes it. */
@@ -92,7 +93,8 @@ public final class Client {
 
     private static Map<String, FilterExpression> filters(Request request) {
         return request.subscriptions().entrySet().stream()
-            .collect(Collectors.toMap(Map.Entry::getKey, entry -> new FilterExpression(entry.getValue())));
+            .collect(Collectors.toMap(Map.Entry::getKey, entry -> new FilterExpression(
+                entry.getValue(), request.sql() ? FilterExpressionType.SQL92 : FilterExpressionType.TAG)));
     }
 
     /** Reports each delivery and fails the first {@code failures} of every message. */

@@ -21,7 +21,11 @@ import java.util.stream.Stream;
 import org.apache.rocketmq.client.ClientConfig;
 import org.apache.rocketmq.client.consumer.AllocateMessageQueueStrategy;
 import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
+import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.MessageSelector;
+import org.apache.rocketmq.client.consumer.PullResult;
+import org.apache.rocketmq.client.consumer.PullStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
@@ -29,6 +33,7 @@ import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
 import org.apache.rocketmq.client.consumer.rebalance.AllocateMessageQueueAveragely;
 import org.apache.rocketmq.client.exception.MQBrokerException;
 import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.impl.factory.MQClientInstance;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
@@ -48,6 +53,7 @@ public final class Client {
     private final Map<String, DefaultMQProducer> producers = new ConcurrentHashMap<>();
     private final Map<String, DefaultMQPushConsumer> consumers = new ConcurrentHashMap<>();
     private final Map<String, DefaultLitePullConsumer> pullers = new ConcurrentHashMap<>();
+    private final Map<String, DefaultMQPullConsumer> classics = new ConcurrentHashMap<>();
 
     private Client(PrintStream out) {
         this.out = out;
@@ -99,6 +105,7 @@ public final class Client {
             case "offsets" -> offsets(request);
             case "poll" -> poll(request);
             case "read" -> read(request);
+            case "filter" -> filter(request);
             case "close" -> close(request.getString("name"));
             default -> throw new IllegalArgumentException("unknown request " + request);
         };
@@ -109,6 +116,7 @@ public final class Client {
             case "producer" -> openProducer(request);
             case "push" -> openPush(request);
             case "pull" -> openPull(request);
+            case "classic" -> openClassic(request);
             default -> throw new IllegalArgumentException("open what? " + request);
         }
         return new JSONObject();
@@ -230,7 +238,12 @@ public final class Client {
         }
         consumer.setAllocateMessageQueueStrategy(new Announced(name));
         for (Map.Entry<String, Object> wanted : request.getJSONObject("subscriptions").entrySet()) {
-            consumer.subscribe(wanted.getKey(), (String) wanted.getValue());
+            consumer.subscribe(wanted.getKey(), selector(request, (String) wanted.getValue()));
+        }
+        if (request.getBooleanValue("popping")) {
+            consumer.setClientRebalance(false);
+            consumer.setPopInvisibleTime(request.getLongValue("invisible_ms"));
+            consumer.setMessageQueueListener((topic, all, mine) -> assigned(name, topic, mine));
         }
         int failures = request.getIntValue("failures");
         String replier = request.getString("replier");
@@ -256,6 +269,15 @@ public final class Client {
         consumers.put(name, consumer);
     }
 
+    private static MessageSelector selector(JSONObject request, String expression) {
+        return request.getBooleanValue("sql") ? MessageSelector.bySql(expression) : MessageSelector.byTag(expression);
+    }
+
+    private void assigned(String consumer, String topic, Collection<MessageQueue> queues) {
+        write(JSONObject.of("event", "assigned", "name", consumer, "topic", topic,
+            "queues", queues.stream().map(MessageQueue::getQueueId).toList()));
+    }
+
     private void announce(String consumer, List<MessageExt> messages, boolean failed) {
         for (MessageExt message : messages) {
             write(JSONObject.of("event", "delivered", "name", consumer, "failed", failed, "message", describe(message)));
@@ -279,7 +301,7 @@ public final class Client {
         puller.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         if (!request.getBooleanValue("assigned")) {  // who subscribes cannot be told which queue to read
             for (Map.Entry<String, Object> wanted : request.getJSONObject("subscriptions").entrySet()) {
-                puller.subscribe(wanted.getKey(), (String) wanted.getValue());
+                puller.subscribe(wanted.getKey(), selector(request, (String) wanted.getValue()));
             }
         }
         puller.start();
@@ -301,16 +323,46 @@ public final class Client {
         return JSONObject.of("messages", describe(puller.poll(request.getLongValue("timeout_ms"))));
     }
 
+    private void openClassic(JSONObject request) throws Exception {
+        DefaultMQPullConsumer puller = new DefaultMQPullConsumer(request.getString("group"));
+        identify(puller, request);
+        puller.start();
+        classics.put(request.getString("name"), puller);
+    }
+
+    /** All messages of a queue that an SQL92 filter takes, pulled with one request after the other. */
+    private JSONObject filter(JSONObject request) throws Exception {
+        DefaultMQPullConsumer puller = classics.get(request.getString("name"));
+        MessageQueue queue = select(puller.fetchSubscribeMessageQueues(request.getString("topic")), request.getIntValue("queue_id"));
+        // whether a broker is new enough to filter, its answer to a heart-beat says
+        MQClientInstance instance = puller.getDefaultMQPullConsumerImpl().getRebalanceImpl().getmQClientFactory();
+        instance.updateTopicRouteInfoFromNameServer(queue.getTopic());
+        instance.sendHeartbeatToAllBrokerWithLock();
+        MessageSelector selector = MessageSelector.bySql(request.getString("expression"));
+        JSONArray messages = new JSONArray();
+        PullResult pulled = puller.pull(queue, selector, 0, 32);
+        while (pulled.getPullStatus() == PullStatus.FOUND || pulled.getPullStatus() == PullStatus.NO_MATCHED_MSG) {
+            if (pulled.getMsgFoundList() != null) {
+                messages.addAll(describe(pulled.getMsgFoundList()));
+            }
+            pulled = puller.pull(queue, selector, pulled.getNextBeginOffset(), 32);
+        }
+        return JSONObject.of("messages", messages);
+    }
+
     private JSONObject close(String name) {
         DefaultMQProducer producer = producers.remove(name);
         DefaultMQPushConsumer consumer = consumers.remove(name);
         DefaultLitePullConsumer puller = pullers.remove(name);
+        DefaultMQPullConsumer classic = classics.remove(name);
         if (producer != null) {
             producer.shutdown();
         } else if (consumer != null) {
             consumer.shutdown();
         } else if (puller != null) {
             puller.shutdown();
+        } else if (classic != null) {
+            classic.shutdown();
         } else {
             throw new IllegalArgumentException("nothing is open under the name " + name);
         }
@@ -387,8 +439,7 @@ public final class Client {
         @Override
         public List<MessageQueue> allocate(String group, String clientId, List<MessageQueue> queues, List<String> clientIds) {
             List<MessageQueue> mine = strategy.allocate(group, clientId, queues, clientIds);
-            write(JSONObject.of("event", "assigned", "name", consumer, "topic", queues.get(0).getTopic(),
-                "queues", mine.stream().map(MessageQueue::getQueueId).toList()));
+            assigned(consumer, queues.get(0).getTopic(), mine);
             return mine;
         }
 
