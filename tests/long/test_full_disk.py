@@ -70,7 +70,7 @@ def send_when_it_takes_again(load: Load, sent: list[Sent]) -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("diskSpaceWarningLevelRatio=90", "% full and has"),
+        ("diskSpaceWarningLevelRatio=90", "% full (diskSpaceWarningLevelRatio) or has"),
         ("diskSpaceWarningLevelRatio=100", "No space left on device"),  # until there is not a byte left
     ],
 )
