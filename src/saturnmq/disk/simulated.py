@@ -114,6 +114,11 @@ class Sparse:
     def grow(self, size: int) -> None:
         self._size = size
 
+    def data_from(self, offset: int) -> int:
+        """See `disk.port.File`."""
+        pages = [page for page in self._pages if page >= offset // self._PAGE]
+        return max(offset, min(pages) * self._PAGE) if pages else max(offset, self._size)
+
     def __getitem__(self, where: slice) -> bytes:
         start, stop, _ = where.indices(self._size)
         parts = []
@@ -181,7 +186,8 @@ class SimulatedFile:
         return len(self._disk.inodes[self._inode])
 
     def data_from(self, offset: int) -> int:
-        return offset
+        content = self._disk.inodes[self._inode]
+        return content.data_from(offset) if isinstance(content, Sparse) else offset
 
     def truncate(self, size: int) -> None:
         self._disk.check(Operation.TRUNCATE, self.path)

@@ -19,6 +19,7 @@ import msgspec
 
 from saturnmq.disk.port import Disk
 from saturnmq.store import timercheck
+from saturnmq.store.results import StoreRefused
 from saturnmq.store.timercheck import NOTHING, TimerCheck
 from saturnmq.store.timerlog import (
     DEFAULT,
@@ -137,10 +138,13 @@ class TimerFiles:
             check = self.begin_anew(loaded, low)
         else:
             start = check.log_position
-            if not wheel_is_whole or self._has_other_wheel(check):
+            self._log.first = self._oldest = first
+            if check.is_ours and check.precision_ms != self.precision_ms:
+                self._refuse_if_any_waits(check, high)
+                self._wheel.clear()
+            elif not wheel_is_whole or self._is_in_snapshots(check):
                 self._wheel.clear()
                 start = first
-            self._log.first = self._oldest = first
             self._repair(start, limit, bound, check.read_ms, crashed)
             check = msgspec.structs.replace(check, log_position=self._log.end)
         if limit or high or check.read_ms:
@@ -149,11 +153,17 @@ class TimerFiles:
         self.check = check
         return check
 
-    def _has_other_wheel(self, check: TimerCheck) -> bool:
-        """Its slots mean other times, or it is Apache's, which kept it in snapshots (timerWheelSnapshotFlush)."""
-        if check.is_ours:
-            return check.precision_ms != self.precision_ms
-        return any(name.startswith("timerwheel.") for name in self._disk.list(""))
+    def _is_in_snapshots(self, check: TimerCheck) -> bool:
+        """Apache's wheel may stand in other files (timerWheelSnapshotFlush)."""
+        return not check.is_ours and any(name.startswith("timerwheel.") for name in self._disk.list(""))
+
+    def _refuse_if_any_waits(self, check: TimerCheck, high: int) -> None:
+        """A slot of another length would be over too early, or have no place in the log's chains."""
+        if check.queue_offset < high or self.oldest_pending(check).commit_log_offset is not None:
+            raise StoreRefused(
+                f"timerPrecisionMs = {self.precision_ms} cannot be used yet: messages wait that were given their time "
+                f"with {check.precision_ms}; set it back until they are delivered"
+            )
 
     def begin_anew(self, check: TimerCheck, low: int) -> TimerCheck:
         """Sort in the whole queue again from its offset `low` on, but for what is delivered at this state; gives the

@@ -183,10 +183,12 @@ class TimerLog:
         self.first, self.end = first, position
 
     def clear(self) -> None:
-        """Delete all of it, durably. Raises OSError."""
+        """Delete all of it, durably. Nobody reads or writes meanwhile. Raises OSError."""
         for name in reversed(self._disk.list(DIRECTORY)):
             self._disk.unlink(f"{DIRECTORY}/{name}")
             self._disk.sync_directory(DIRECTORY)
+        self._open_files.close()
+        self._unsynced = {}
         self.first = self.end = 0
 
     def drop_before(self, position: int) -> list[str]:

@@ -110,6 +110,9 @@ class TimerWheel:
             stop = min(kept, start + SLOTS - index)
             size = (stop - start) * SLOT_BYTES
             at = index * SLOT_BYTES
+            if self._file.data_from(at) >= at + size:
+                start = stop
+                continue
             data = self._file.pread(size, at) if wait else self._file.try_pread(size, at)
             if data is None:
                 raise Cold

@@ -35,10 +35,12 @@ class TimerStage:
         clock: VirtualClock | None = None,
         *,
         flush: str = "SYNC_FLUSH",
+        watches_disk: bool = False,
         **settings: Any,
     ) -> None:
+        """`watches_disk`: every few seconds, as a store does; without it days pass in no time."""
         self.clock, self.disk = clock or VirtualClock(), disk or SimulatedDisk()
-        self._settings = {"flush": flush, **settings}
+        self._settings: dict[str, Any] = {"flush": flush, "watches_disk": watches_disk, **settings}
         self.config = StoreConfig(
             flush_disk_type=flush,  # type: ignore[arg-type]
             **{
@@ -55,6 +57,8 @@ class TimerStage:
         background = InlineBackground(self.clock)
         self.store = Store(self.disk, self.config, self.clock, background, background)
         self.store.open()
+        if not watches_disk:
+            self.store.space.stop()
         #: what waited and what was delivered when the store was opened
         self.found_waiting = self.bodies(TIMER_TOPIC)
         self.found_delivered = self.bodies()

@@ -1,0 +1,163 @@
+"""Apache's broker and ours go on with each other's delayed messages: waiting, rolled, taken back, overdue.
+
+One directory changes hands twice. What counts is when each message was stored in its topic: never before its time, and
+soon after it when somebody was there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness.admin import AdminError
+from harness.apache import Apache
+from harness.pipeline import read_back
+from harness.shared_broker import PATIENT, SMALL_FILES, Server, SharedBroker
+
+from saturnmq.wire.record import decode
+
+UPDATE_AND_CREATE_TOPIC = 17
+GET_TIMER_CHECK_POINT = 60
+GET_TIMER_METRICS = 61
+SEND_MESSAGE_V2 = 310
+RECALL_MESSAGE = 370
+ILLEGAL_OPERATION = 604
+
+OTHER: dict[Server, Server] = {"apache": "saturn", "saturn": "apache"}
+TOPIC = "delayed"
+#: messages that are due later than this are rolled
+WINDOW_S = 20
+SETTINGS = {
+    **SMALL_FILES,
+    **PATIENT,
+    "timerRollWindowSlot": WINDOW_S,
+    "recallMessageEnable": "true",
+    # several files of 20 entries
+    "mappedFileSizeTimerLog": 52 * 20 + 16,
+}
+#: a delivery that takes longer than this after its second is late; the machine is shared
+LATE_MS = 3_000
+#: after a start, before which nobody could deliver
+START_S = 2
+
+
+@dataclass
+class Sent:
+    body: str
+    due_ms: int
+    handle: str
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Story:
+    """Messages of one exchange, and who served when."""
+
+    def __init__(self, broker: SharedBroker) -> None:
+        self.broker = broker
+        self.sent: dict[str, Sent] = {}
+        self.recalled: set[str] = set()
+        #: from when until when somebody served
+        self.served: list[tuple[int, int]] = []
+
+    def start(self, server: Server) -> None:
+        self.broker.start(server)
+        self.served.append((now_ms() + START_S * 1000, 1 << 62))
+
+    def end(self, end: str) -> None:
+        self.served[-1] = self.served[-1][0], now_ms()
+        if end == "kill":
+            self.broker.kill()
+        else:
+            self.broker.stop()
+
+    def send(self, body: str, due_ms: int) -> None:
+        fields = {
+            "a": "producers",
+            "b": TOPIC,
+            "c": "TBW102",
+            "d": "4",
+            "e": "0",
+            "f": "0",
+            "g": str(now_ms()),
+            "h": "0",
+        }
+        properties = f"UNIQ_KEY\x01{body}\x02TIMER_DELIVER_MS\x01{due_ms}\x02"
+        _, answer = self.broker.connection.ask(
+            SEND_MESSAGE_V2, body.encode(), **fields, i=properties, j="0", k="false", m="false"
+        )
+        self.sent[body] = Sent(body, due_ms, answer["recallHandle"])
+
+    def recall(self, body: str) -> None:
+        self.recalled.add(body)
+        _, answer = self.broker.connection.ask(
+            RECALL_MESSAGE, producerGroup="producers", topic=TOPIC, recallHandle=self.sent[body].handle
+        )
+        assert answer["msgId"] == body
+
+    def wait_until(self, time_ms: int) -> None:
+        time.sleep(max(0, time_ms - now_ms()) / 1000)
+
+    def check(self, *, most: int) -> None:
+        """Each came, in time and no more than `most` times."""
+        stored = [decode(one.record) for one in read_back(self.broker.connection, TOPIC, 1)]
+        times = Counter(one.body.decode() for one in stored)
+        assert set(times) == set(self.sent) - self.recalled
+        assert max(times.values()) <= most, times
+        for one in stored:
+            due_ms = self.sent[one.body.decode()].due_ms
+            assert one.stored_ms >= due_ms, f"{one.body!r} came {due_ms - one.stored_ms} ms early"
+            second_ms = -(-due_ms // 1000) * 1000
+            if any(begin <= second_ms and second_ms + LATE_MS <= end for begin, end in self.served):
+                assert one.stored_ms <= second_ms + LATE_MS, f"{one.body!r} came {one.stored_ms - second_ms} ms late"
+
+
+@pytest.fixture
+def story(tmp_path: Path, apache: Apache, namesrv: str) -> Iterator[Story]:
+    broker = SharedBroker(tmp_path, apache, namesrv, SETTINGS)
+    yield Story(broker)
+    broker.kill()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("first", ["apache", "saturn"])
+def test_delayed_messages_change_hands_twice(story: Story, first: Server, end: str) -> None:
+    story.start(first)
+    story.broker.connection.call(
+        UPDATE_AND_CREATE_TOPIC, topic=TOPIC, defaultTopic="TBW102", readQueueNums="1", writeQueueNums="1", perm="6",
+        topicFilterType="SINGLE_TAG", topicSysFlag="0", order="false", attributes="+message.type=DELAY",
+    )  # fmt: skip
+    story.broker.wait_for_route(TOPIC)
+    begin_ms = now_ms() // 1000 * 1000 + 1000
+    story.wait_until(begin_ms)
+    # delivered by the first; overdue when the second starts; by the second, rolled before or not; by the third
+    for seconds in (2, 2.5, 3, 7, 9.9, 30, 31.001, 33, 35, 39.999, 45, 50, 70, 72.5, 74):
+        for number in range(3):
+            story.send(f"{seconds}-{number}", begin_ms + int(seconds * 1000))
+    # Apache delivers what was taken back when both are overdue: what is due before it is up again is not for it
+    for body in ("33-0", "50-0", "72.5-0") if first == "saturn" else ("33-0", "72.5-0"):
+        story.recall(body)
+    story.wait_until(begin_ms + 5_500)
+    story.end(end)
+
+    story.start(OTHER[first])
+    story.recall("74-1")
+    with pytest.raises(AdminError) as refused:
+        story.recall("2-0")
+    assert refused.value.code == ILLEGAL_OPERATION
+    story.recalled.discard("2-0")
+    story.send("sent to the second", begin_ms + 71_000)
+    story.wait_until(begin_ms + 42_000)
+    story.end(end)
+
+    story.start(first)
+    story.wait_until(begin_ms + 74_000 + LATE_MS)
+    story.check(most=1 if end == "stop" else 2)
+    assert len(story.broker.connection.call(GET_TIMER_CHECK_POINT)) == 56
+    assert TOPIC in story.broker.connection.call(GET_TIMER_METRICS).decode()
