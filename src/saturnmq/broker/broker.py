@@ -98,7 +98,7 @@ class Broker:
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
         self.settings = Settings(config, store.config, clock, self._configure)
-        self.stats = Stats(config.broker_cluster_name, store, clock, metrics)
+        self.stats = Stats(config.broker_cluster_name, store, self.pulls, clock, metrics)
         store.on_arrival = self._arrived
         store.lodgers["delayed messages"] = self.delays.pending_from
         store.lodgers["messages for a time"] = self.timers.pending_from
@@ -140,16 +140,23 @@ class Broker:
         if self._registrar is not None:
             self._registrar.configure(config)
 
-    def delete_topic(self, topic: str) -> Reply[None]:
-        """Delete it with what stands in it and what groups know of it, and where pop keeps what groups did not
-        acknowledge. One that is not there is deleted already. Raises IllegalTopic, InvalidParameter."""
-        if not topic.strip():
-            raise InvalidParameter("The specified topic is blank.")
-        if self.topics.is_system(topic):
-            raise IllegalTopic(f"The topic[{topic}] is conflict with system topic.")
-        gone = [topic]
-        for group in self.offsets.groups_of(topic):
-            gone += [pop_retry_topic(group, topic, v2=v2) for v2 in (False, True)]
+    def delete_topics(self, topics: list[str]) -> Reply[None]:
+        """Delete them, all or none, with what stands in them and what groups know of them, and where pop keeps what
+        groups did not acknowledge. One that is not there is deleted already. Raises IllegalTopic, InvalidParameter."""
+        for topic in topics:
+            if not topic.strip():
+                raise InvalidParameter("The specified topic is blank.")
+            if self.topics.is_system(topic):
+                raise IllegalTopic(f"The topic[{topic}] is conflict with system topic.")
+        gone = [
+            *topics,
+            *(
+                pop_retry_topic(group, topic, v2=v2)
+                for topic in topics
+                for group in self.offsets.groups_of(topic)
+                for v2 in (False, True)
+            ),
+        ]
         for name in gone:
             self.topics.delete(name)
             self.offsets.forget_topic(name)

@@ -278,6 +278,13 @@ class DeleteGroupHeader(msgspec.Struct, rename="camel"):
     clean_offset: bool = False
 
 
+class DeleteGroupsBody(msgspec.Struct, rename="camel"):
+    """DELETE_SUBSCRIPTION_GROUP_LIST"""
+
+    group_name_list: list[str]
+    clean_offset: bool = False
+
+
 class ForbidHeader(msgspec.Struct):
     """UPDATE_AND_GET_GROUP_FORBIDDEN; without `readable` it only asks"""
 

@@ -10,7 +10,7 @@ from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig
 from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NoPermission, SaturnError, TopicNotFound
 from saturnmq.kernel.later import Later, Reply, chain, hear
-from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.metrics import Counter, Metrics
 from saturnmq.kernel.ports import PullRequest, PullResult, PullStatus
 from saturnmq.kernel.topic import READ
 from saturnmq.store.results import Found, FoundStatus
@@ -59,6 +59,10 @@ class Pulls:
         self.configure(config)
         labels = ("topic", "consumer_group")
         self._filtered_out = metrics.counter(*FILTERED_OUT)
+        #: of each queue that a group pulls from: pulls with messages, and milliseconds that their reads took. The page of
+        #: metrics has no place for all queues.
+        self.reads = Counter("reads", "", ("queue", "topic", "consumer_group"))
+        self.read_ms = Counter("read_ms", "", ("queue", "topic", "consumer_group"))
         self._messages_out = metrics.counter("rocketmq_messages_out_total", "Messages that were taken", labels)
         self._bytes_out = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", labels)
 
@@ -103,7 +107,7 @@ class Pulls:
         return PullResult(status=PullStatus.OFFSET_MOVED, next_offset=offset, min_offset=low, max_offset=high)
 
     def _read(self, request: PullRequest) -> Reply[Found]:
-        return self._store.get(
+        reply = self._store.get(
             request.queue.topic,
             request.queue.queue_id,
             request.offset,
@@ -113,6 +117,15 @@ class Pulls:
             request.subscription.codes or None,
             request.subscription.matches,
         )
+        if not isinstance(reply, Later):
+            return reply
+        begun_ms = self._clock.steady_ms()
+
+        def came(found: Found) -> Found:
+            self.read_ms.values[_place(request)] += self._clock.steady_ms() - begun_ms
+            return found
+
+        return reply.map(came)
 
     def _found(self, request: PullRequest, found: Found) -> Reply[PullResult]:
         """Answer, or wait."""
@@ -162,6 +175,9 @@ class Pulls:
         if found.records:
             self._messages_out.values[labels] += len(found.records)
             self._bytes_out.values[labels] += sum(map(len, found.records))
+            place = _place(request)
+            self.reads.values[place] += 1
+            self.read_ms.values[place] += 0
         return PullResult(
             status=status,
             next_offset=found.next_offset,
@@ -169,3 +185,7 @@ class Pulls:
             max_offset=found.max_offset,
             records=found.records,
         )
+
+
+def _place(request: PullRequest) -> tuple[str, str, str]:
+    return str(request.queue.queue_id), request.queue.topic, request.group

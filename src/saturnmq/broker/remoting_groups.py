@@ -7,7 +7,14 @@ from itertools import islice
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import DeleteGroupHeader, ForbidHeader, GroupHeader, GroupPageHeader, TopicHeader
+from saturnmq.broker.headers import (
+    DeleteGroupHeader,
+    DeleteGroupsBody,
+    ForbidHeader,
+    GroupHeader,
+    GroupPageHeader,
+    TopicHeader,
+)
 from saturnmq.kernel.errors import GroupNotFound
 from saturnmq.kernel.topic import DataVersion, GroupConfig
 from saturnmq.net.remoting_connection import RemotingConnection
@@ -68,6 +75,12 @@ class GroupHandlers:
     def delete(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, DeleteGroupHeader, strict=False)
         self._broker.delete_group(header.group_name, offsets_too=header.clean_offset)
+        return Response()
+
+    def delete_all(self, command: Command, connection: RemotingConnection) -> Response:
+        body = decode(DeleteGroupsBody, command.body)
+        for group in body.group_name_list:
+            self._broker.delete_group(group, offsets_too=body.clean_offset)
         return Response()
 
     def forbid(self, command: Command, connection: RemotingConnection) -> Response:

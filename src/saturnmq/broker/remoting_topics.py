@@ -111,7 +111,11 @@ class TopicHandlers:
 
     def delete(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, TopicHeader, strict=False)
-        return after(self._broker.delete_topic(header.topic), lambda _: Response())
+        return after(self._broker.delete_topics([header.topic]), lambda _: Response())
+
+    def delete_all(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        topics = decode(TopicList, command.body).topic_list
+        return after(self._broker.delete_topics(topics), lambda _: Response())
 
     def clean_unused(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         """Delete the data of topics that this broker has no settings of."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
+from saturnmq.broker.pull import Pulls
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.metrics import Counter, Metrics
 from saturnmq.store.store import Store
@@ -92,7 +93,7 @@ class _Series:
 class Stats:
     """Owns the samples, the timer that takes them, and what the counters of deleted topics and groups had come to."""
 
-    def __init__(self, cluster: str, store: Store, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, cluster: str, store: Store, pulls: Pulls, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
         self.started_ms = clock.now_ms()
         of_topic, of_both = ("topic",), ("topic", "consumer_group")
@@ -102,19 +103,23 @@ class Stats:
         taken_bytes = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", of_both)
         sent_back = metrics.counter("saturnmq_send_back_messages_total", "Messages that consumers sent back", of_both)
         #: with the sums of what was forgotten
-        self._counters: dict[Counter, int] = dict.fromkeys((sent, sent_bytes, taken, taken_bytes, sent_back), 0)
+        self._counters: dict[Counter, int] = dict.fromkeys(
+            (sent, sent_bytes, taken, taken_bytes, sent_back, pulls.reads, pulls.read_ms), 0
+        )
         series = {counter: _Series(_values_of(counter)) for counter in self._counters}
         puts, gets = _Series(lambda: {(cluster,): self._total(sent)}), _Series(lambda: {(cluster,): self._total(taken)})
-        #: by Apache's names: the numbers, and the messages that they are about
+        #: by Apache's names: the numbers, and the messages (of GROUP_GET_LATENCY: pulls) that they are about
         self._series: dict[str, tuple[_Series, _Series]] = {
             "TOPIC_PUT_NUMS": (series[sent], series[sent]),
             "TOPIC_PUT_SIZE": (series[sent_bytes], series[sent]),
             "GROUP_GET_NUMS": (series[taken], series[taken]),
             "GROUP_GET_SIZE": (series[taken_bytes], series[taken]),
             "SNDBCK_PUT_NUMS": (series[sent_back], series[sent_back]),
+            "GROUP_GET_LATENCY": (series[pulls.read_ms], series[pulls.reads]),
             "BROKER_PUT_NUMS": (puts, puts),
             "BROKER_GET_NUMS": (gets, gets),
         }
+        self._sampled = (*series.values(), puts, gets)
         self._totals: dict[str, Callable[[], int]] = {
             "appended": lambda: store.appended,
             "found": lambda: store.found,
@@ -181,16 +186,16 @@ class Stats:
             at = counter.labels.index(label)
             for key in [key for key in counter.values if key[at] == name]:
                 self._counters[counter] += counter.values.pop(key)
-                for numbers, _ in self._series.values():
-                    numbers.forget(key)
+                for series in self._sampled:
+                    series.forget(key)
 
     def _total(self, counter: Counter) -> int:
         return sum(counter.values.values()) + self._counters[counter]
 
     def _sample(self) -> None:
         self.start()
-        for numbers, _ in self._series.values():
-            numbers.sample()
+        for series in self._sampled:
+            series.sample()
         for name, total in self._totals.items():
             self._history[name].append(total())
         if (day := self._today()) != self._day:

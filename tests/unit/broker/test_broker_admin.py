@@ -165,6 +165,27 @@ def test_the_brokers_own_topics_are_not_deleted(topic: str) -> None:
     assert answer.code == ResponseCode.INVALID_PARAMETER
 
 
+def test_topics_and_groups_that_are_deleted_together() -> None:
+    """As brokers after Apache's 5.5.0 do."""
+    offline = OfflineBroker(settings={"auto_create_subscription_group": False})
+    for name in ("a", "b", "c"):
+        offline.send(name)
+        offline.broker.groups.put(GroupConfig(group_name=name))
+        offline.broker.offsets.commit(name, "c", 0, 1)
+
+    def delete(code: RequestCode, **fields: object) -> int:
+        return offline.ask(code, body=json.dumps(fields).encode()).code
+
+    assert delete(RequestCode.DELETE_TOPIC_IN_BROKER_LIST, topicList=["a", "TBW102"]) == ResponseCode.INVALID_PARAMETER
+    assert offline.broker.topics.get("a") is not None
+    assert delete(RequestCode.DELETE_TOPIC_IN_BROKER_LIST, topicList=["a", "b", "x"]) == 0
+    assert [offline.store.queues(name) for name in ("a", "b", "c")] == [[], [], [0]]
+    assert delete(RequestCode.DELETE_SUBSCRIPTION_GROUP_LIST, groupNameList=["a", "x"], cleanOffset=True) == 0
+    assert delete(RequestCode.DELETE_SUBSCRIPTION_GROUP_LIST, groupNameList=["b"]) == 0
+    assert [offline.broker.groups.exists(name) for name in ("a", "b", "c")] == [False, False, True]
+    assert offline.broker.offsets.groups_of("c") == {"b", "c"}
+
+
 def test_what_no_topic_knows_is_cleaned_up() -> None:
     offline = OfflineBroker()
     offline.send("orders")
@@ -535,6 +556,24 @@ def test_statistics_of_the_last_minute_hour_and_day() -> None:
     offline.clock.advance(26 * HOUR_MS)
     rest = statistic(offline, "TOPIC_PUT_NUMS", "orders")
     assert [rest[window] for window in rest] == [{"sum": 0, "tps": 0.0, "avgpt": 0.0}] * 3
+
+
+def test_how_long_reads_for_a_group_take() -> None:
+    offline = OfflineBroker()
+    offline.send("orders", queue_id=2)
+    offline.clock.advance(10_000)
+    assert offline.pull("g", "orders", 0, queue_id=2).fields["nextBeginOffset"] == "1"
+    offline.disk.cold.update(offline.disk.names)
+    run, offline.store._background.run = offline.store._background.run, lambda *job: slow.append(job)  # type: ignore
+    slow: list[Any] = []
+    pull = offline.pull("g", "orders", 0, queue_id=2)
+    offline.clock.advance(30)
+    assert pull.waits
+    run(*slow[0])
+    offline.clock.advance(10_000)
+    assert not pull.waits
+    minute = statistic(offline, "GROUP_GET_LATENCY", "2@orders@g")["statsMinute"]
+    assert (minute["sum"], minute["avgpt"]) == (30, 15.0)
 
 
 def test_statistics_that_are_not_there() -> None:
