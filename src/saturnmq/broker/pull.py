@@ -59,8 +59,8 @@ class Pulls:
         self.configure(config)
         labels = ("topic", "consumer_group")
         self._filtered_out = metrics.counter(*FILTERED_OUT)
-        #: of each queue that a group pulls from: pulls with messages, and milliseconds that their reads took. The page of
-        #: metrics has no place for all queues.
+        #: of each queue that a group pulls from: pulls with messages, and milliseconds that their reads took; the
+        #: page of metrics has no place for all queues
         self.reads = Counter("reads", "", ("queue", "topic", "consumer_group"))
         self.read_ms = Counter("read_ms", "", ("queue", "topic", "consumer_group"))
         self._messages_out = metrics.counter("rocketmq_messages_out_total", "Messages that were taken", labels)
