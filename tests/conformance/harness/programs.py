@@ -61,6 +61,12 @@ class ProgramSource:
 
     folder: str
     toolchain: Toolchain
+    #: tells builds of one folder apart
+    variant: str = ""
+
+    @property
+    def _name(self) -> str:
+        return self.folder + self.variant
 
     def missing_tools(self) -> list[str]:
         return [tool for tool in self.toolchain.needs if shutil.which(tool) is None]
@@ -70,9 +76,9 @@ class ProgramSource:
         if missing := self.missing_tools():
             raise ToolMissing(f"{self.folder} client needs {' and '.join(missing)} on the PATH")
         source = SOURCES / self.folder
-        target = BUILDS / f"{self.folder}-{self._digest(source)}"
+        target = BUILDS / f"{self._name}-{self._digest(source)}"
         BUILDS.mkdir(parents=True, exist_ok=True)
-        with open(BUILDS / f"{self.folder}.lock", "w") as lock:
+        with open(BUILDS / f"{self._name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may share the checkout
             if not target.exists():
                 self._build(source, target)
@@ -92,7 +98,7 @@ class ProgramSource:
             done = subprocess.run(command, cwd=partial, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise BuildFailed(f"{' '.join(command)} in {partial}:\n{done.stdout}{done.stderr}")
-        for stale in BUILDS.glob(f"{self.folder}-*"):
+        for stale in BUILDS.glob(f"{self._name}-*"):
             if stale.is_dir() and stale != partial:
                 shutil.rmtree(stale, ignore_errors=True)
         partial.rename(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from harness.programs import GO, JAVA, ProgramSource, built_or_skipped
 from harness.remoting import RemotingClient, RemotingProcess
 from harness.servers import Server
 
-SOURCES = {"java": ProgramSource("java_remoting", JAVA), "go": ProgramSource("go_remoting", GO)}
+#: the last client of version 4; its sends have the long field names (code 10)
+JAVA_4 = replace(
+    JAVA,
+    build=(("mvn", "-q", "-B", "-Dgeneration=v4", "-Dclient=4.9.8", "compile", "dependency:copy-dependencies"),),
+    run=("java", "-Dorg.apache.rocketmq.client.sendSmartMsg=false", *JAVA.run[1:]),
+)
+SOURCES = {
+    "java": ProgramSource("java_remoting", JAVA),
+    "java4": ProgramSource("java_remoting", JAVA_4, variant="_4"),
+    "go": ProgramSource("go_remoting", GO),
+}
 
 
 def start(language: str, home: Path) -> RemotingProcess:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "compatibility.md"
-CLIENTS = ("Python", "Go", "Node", "Java")
+CLIENTS = ("Python", "Go", "Node", "Java", "Java 4")
 NAME = re.compile(r"`((?:unit/\w+/|oracle/)?test_\w+\.py)::(test_\w+)`")
 
 
@@ -53,8 +53,12 @@ def test_clients_are_those_that_the_test_runs_with(collected: dict[str, set[str]
         run_with = {parameters.partition("-")[0].lower() for parameters in collected[test]}
         if run_with == {""}:
             continue  # one test with all the clients that it needs
-        says = {client.lower() for client, cell in cells.items() if cell == "yes"}
-        assert not cells or says == run_with & {client.lower() for client in CLIENTS}, test
+        says = {parameter(client) for client, cell in cells.items() if cell == "yes"}
+        assert not cells or says == run_with & {parameter(client) for client in CLIENTS}, test
+
+
+def parameter(client: str) -> str:
+    return client.lower().replace(" ", "")
 
 
 def test_versions() -> None:
@@ -66,15 +70,17 @@ def test_versions() -> None:
         r"^require (github\.com/apache/\S+) (\S+)", (clients / "go_remoting" / "go.mod").read_text(), re.MULTILINE
     )
     node = re.findall(r'"(rocketmq-client-nodejs)": "(\S+)"', (clients / "node" / "package.json").read_text())
-    java = [
-        found
-        for folder in ("java_grpc", "java_remoting")
-        for found in re.findall(
-            r"<artifactId>(rocketmq-client(?:-java)?)</artifactId>\s*<version>(\S+)</version>",
-            (clients / folder / "pom.xml").read_text(),
-        )
+    java = re.findall(
+        r"<artifactId>(rocketmq-client-java)</artifactId>\s*<version>(\S+)</version>",
+        (clients / "java_grpc" / "pom.xml").read_text(),
+    )
+    remoting = [clients / "java_remoting" / "pom.xml", clients.parent / "harness" / "remoting_fixtures.py"]
+    java += [
+        ("rocketmq-client", version)
+        for path in remoting
+        for version in re.findall(r"(?:<|-D)client[=>]([\d.]+)", path.read_text())
     ]
     python = re.findall(r'"(rocketmq-python-client)==(\S+)"', (ROOT / "pyproject.toml").read_text())
-    assert len([*go, *node, *java, *python]) == 6
+    assert len([*go, *node, *java, *python]) == 7
     for name, version in [*go, *node, *java, *python]:
         assert f"`{name}` {version}" in page

@@ -42,7 +42,6 @@ import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
-import org.apache.rocketmq.remoting.protocol.heartbeat.MessageModel;
 
 /**
  * The official Java Remoting client behind the line protocol of harness/clients.py, with the words of the Go Remoting
@@ -54,6 +53,7 @@ public final class Client {
     private final Map<String, DefaultMQPushConsumer> consumers = new ConcurrentHashMap<>();
     private final Map<String, DefaultLitePullConsumer> pullers = new ConcurrentHashMap<>();
     private final Map<String, DefaultMQPullConsumer> classics = new ConcurrentHashMap<>();
+    private final CompletableFuture<Void> never = new CompletableFuture<>();
 
     private Client(PrintStream out) {
         this.out = out;
@@ -63,7 +63,7 @@ public final class Client {
         PrintStream out = new PrintStream(System.out, false, StandardCharsets.UTF_8);
         System.setOut(System.err);  // whatever a library prints is no answer
         Client client = new Client(out);
-        client.write(JSONObject.of("event", "ready", "client", "rocketmq-client 5.5.0"));
+        client.write(JSONObject.of("event", "ready", "client", Generation.CLIENT));
         ExecutorService workers = Executors.newCachedThreadPool();
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         for (String line = lines.readLine(); line != null; line = lines.readLine()) {
@@ -131,10 +131,9 @@ public final class Client {
     }
 
     private void openProducer(JSONObject request) throws Exception {
-        DefaultMQProducer producer = new DefaultMQProducer(request.getString("group"));
+        DefaultMQProducer producer = Generation.producer(request.getString("group"), request.getBooleanValue("trace"));
         identify(producer, request);
         producer.setVipChannelEnabled(request.getBooleanValue("vip"));
-        producer.setEnableTrace(request.getBooleanValue("trace"));
         producer.start();
         producers.put(request.getString("name"), producer);
     }
@@ -224,10 +223,9 @@ public final class Client {
 
     private void openPush(JSONObject request) throws Exception {
         String name = request.getString("name");
-        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(request.getString("group"));
+        DefaultMQPushConsumer consumer = Generation.consumer(request.getString("group"), request.getBooleanValue("trace"));
         identify(consumer, request);
-        consumer.setMessageModel(MessageModel.valueOf(request.getString("model")));
-        consumer.setEnableTrace(request.getBooleanValue("trace"));
+        Generation.model(consumer, request.getString("model"));
         switch (request.getString("begin")) {
             case "FIRST" -> consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
             case "LAST" -> consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET);
@@ -241,9 +239,7 @@ public final class Client {
             consumer.subscribe(wanted.getKey(), selector(request, (String) wanted.getValue()));
         }
         if (request.getBooleanValue("popping")) {
-            consumer.setClientRebalance(false);
-            consumer.setPopInvisibleTime(request.getLongValue("invisible_ms"));
-            consumer.setMessageQueueListener((topic, all, mine) -> assigned(name, topic, mine));
+            Generation.popping(consumer, request.getLongValue("invisible_ms"), (topic, all, mine) -> assigned(name, topic, mine));
         }
         int failures = request.getIntValue("failures");
         String replier = request.getString("replier");
@@ -258,6 +254,9 @@ public final class Client {
             consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
                 boolean failed = messages.get(0).getReconsumeTimes() < failures;
                 announce(name, messages, failed);
+                if (request.getBooleanValue("holding")) {
+                    never.join();
+                }
                 if (replier != null) {
                     reply(replier, messages);
                 }
@@ -311,7 +310,7 @@ public final class Client {
     private JSONObject poll(JSONObject request) {
         DefaultLitePullConsumer puller = pullers.get(request.getString("name"));
         JSONArray messages = describe(puller.poll(request.getLongValue("timeout_ms")));
-        puller.commit();
+        Generation.commit(puller);
         return JSONObject.of("messages", messages);
     }
 
