@@ -80,16 +80,16 @@ class TimerMetrics:
         """Of all topics."""
         return sum(metric.count for metric in self._waiting.values())
 
-    def sorted_in(self, topic: str, count: int) -> None:
-        """`count` is -1 for what takes a message back."""
-        self._in.values[(topic,)] += 1
-        self.enqueued.add(self._clock.now_ms(), 1)
-        self.change(topic, count)
+    def sorted_in(self, topic: str, count: int, deletes: int) -> None:
+        """`deletes` of them take messages back."""
+        self._in.values[(topic,)] += count
+        self.enqueued.add(self._clock.now_ms(), count)
+        self.change(topic, count - 2 * deletes)
 
-    def came_out(self, topic: str) -> None:
-        self._out.values[(topic,)] += 1
-        self.dequeued.add(self._clock.now_ms(), 1)
-        self.change(topic, -1)
+    def came_out(self, topic: str, count: int) -> None:
+        self._out.values[(topic,)] += count
+        self.dequeued.add(self._clock.now_ms(), count)
+        self.change(topic, -count)
 
     def change(self, topic: str, count: int) -> None:
         metric = self._waiting.get(topic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -156,8 +156,8 @@ class TimerSorting:
                 return
         self._offset = next_offset
         self._late.extend(late)
-        for waiting in placed:
-            self._metrics.sorted_in(waiting.topic, -1 if waiting.is_delete else 1)
+        for topic, count in Counter(waiting.topic for waiting in placed).items():
+            self._metrics.sorted_in(topic, count, sum(one.is_delete for one in placed if one.topic == topic))
         self._changed()
         self._deliver_late()
         self._over()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from saturnmq.broker import timerdelivery
+from saturnmq.broker import timerslot
 from saturnmq.disk.simulated import Operation, SimulatedDisk, everything_survives
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import IllegalDeliveryTime, ServiceUnavailable
@@ -107,7 +107,7 @@ def test_an_idle_wheel_is_not_looked_at_every_second(stage: TimerStage) -> None:
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
 def test_a_slot_is_delivered_part_by_part(stage: TimerStage, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(timerfiles, "SEGMENT_ENTRIES", 64)
-    monkeypatch.setattr(timerdelivery, "_INLINE_ENTRIES", 100)
+    monkeypatch.setattr(timerslot, "INLINE_ENTRIES", 100)
     due_ms = stage.clock.now_ms() + 10_000
     slot_ms = 0
     for number in range(count):
@@ -123,7 +123,7 @@ def test_a_crash_in_the_middle_of_a_large_slot_repeats_little(
     stage: TimerStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint says how far in the slot delivery was."""
-    monkeypatch.setattr(timerdelivery, "_TURN_MESSAGES", 50)
+    monkeypatch.setattr(timerslot, "TURN_MESSAGES", 50)
     due_ms = stage.clock.now_ms() + 5_000
     for number in range(1000):
         stage.send(b"%d" % number, due_ms)
