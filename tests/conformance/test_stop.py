@@ -65,7 +65,7 @@ def test_a_stop_under_load_loses_nothing(local: LocalServer) -> None:
         await sending
 
     asyncio.run(send_and_stop())
-    assert sender.refused == []
+    assert {refusal.partition(":")[0] for refusal in sender.refused} <= {"1500"}, "GO_AWAY, and nothing else"
 
     local.start()
     connection = RemotingConnection(local.broker)

@@ -118,10 +118,15 @@ class Broker:
         self._registrar = Registrar(self.config, self.topics, self.clock, names, address)
         self._registrar.start()
 
-    def stop(self) -> Reply[None]:
-        """Leave the NameServers, stop what happens by itself, and write what changed. The store closes after it."""
+    def leave(self) -> None:
+        """No NameServer sends anybody here any more. Who is here may finish."""
         if self._registrar is not None:
             self._registrar.stop()
+            self._registrar = None
+
+    def stop(self) -> Reply[None]:
+        """Leave the NameServers, stop what happens by itself, and write what changed. The store closes after it."""
+        self.leave()
         self.stats.stop()
         self.clients.stop()
         self.delays.stop()

@@ -76,7 +76,7 @@ class Daemon:
         self.values = options.values(*self.configs)
         self.clock = LoopClock(loop)
         self.metrics = Metrics()
-        self.limits = Limits()
+        self.limits = configfile.convert(self.values, Limits)
         #: closes what is open, the last one first, also after half a start
         self.opened = AsyncExitStack()
         self.servers: list[RemotingServer | GrpcServer] = []
@@ -155,7 +155,7 @@ class Namesrv(Daemon):
     """`saturnmq namesrv`"""
 
     name = "NameServer"
-    configs = (NameserverConfig,)
+    configs = (NameserverConfig, Limits)
 
     async def start(self) -> None:
         self.bind_http(DEFAULT_NAMESRV_HTTP_PORT)
@@ -170,7 +170,7 @@ class Broker(Daemon):
     """`saturnmq broker`"""
 
     name = "Broker"
-    configs: tuple[type[msgspec.Struct], ...] = (BrokerConfig, StoreConfig)
+    configs: tuple[type[msgspec.Struct], ...] = (BrokerConfig, StoreConfig, Limits)
 
     async def start(self) -> None:
         named = self.values.get("namesrvAddr") or os.environ.get("NAMESRV_ADDR", "")
@@ -189,6 +189,7 @@ class Broker(Daemon):
         keep_ms = self.broker.config.load_balance_poll_name_server_interval
         self.broker.assignments.routes = RemoteRoutes(client, addresses, self.clock, keep_ms)
         self.broker.register(names, self.registered_address())
+        self.opened.callback(self.broker.leave)  # before anybody is sent away
         await self.listen_vip()
 
     async def start_broker(self) -> None:
@@ -275,7 +276,7 @@ class Local(Broker):
     """`saturnmq local`: NameServer, Broker and Proxy on one event loop, calling one another directly."""
 
     name = "Local mode"
-    configs = (NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig)
+    configs = (NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig, Limits)
     quiet = ("saturnmq.nameserver",)  # of its one broker
 
     async def start(self) -> None:

@@ -16,6 +16,8 @@ MIB = 1 << 20
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+#: of HTTP/2 (RFC 9113 6.9)
+Window = Annotated[int, msgspec.Meta(ge=65_535, le=2_147_483_647)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -264,37 +266,49 @@ class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     max_routes: Positive = 2_000_000
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of the wire, so that no peer can make a process grow. Each is counted where it bites."""
+class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Bounds of the wire, so that no peer can make a process grow. Each is counted where it bites.
+
+    "In all" is all connections of one port.
+    """
 
     #: one Remoting frame; NettyDecoder's FRAME_MAX_LENGTH
-    remoting_frame_bytes: int = 16 * MIB
+    remoting_frame_bytes: Positive = 16 * MIB
     #: requests of one Remoting connection that are handled in one turn of the loop
-    remoting_requests_per_turn: int = 256
+    remoting_requests_per_turn: Positive = 256
     #: requests of one Remoting connection that wait (for a flush, a message) before others are told SYSTEM_BUSY
-    remoting_requests_waiting: int = 100_000
+    remoting_requests_waiting: Positive = 100_000
+    #: of all; a pull that waits takes about 4 KiB of memory
+    remoting_requests_waiting_in_all: Positive = 250_000
+    #: Remoting requests that are not whole, or that a peer sends without taking the answers, in all; over it, who holds
+    #: most of them is told SYSTEM_BUSY or cut off
+    remoting_held_bytes: Positive = 512 * MIB
+    #: answers that slow peers have not taken, in all; over it, who leaves most of them is cut off
+    remoting_unsent_bytes: Positive = 512 * MIB
     #: unsent reply bytes of one connection before it is no longer read
-    connection_write_buffer_bytes: int = 4 * MIB
+    connection_write_buffer_bytes: Positive = 4 * MIB
+    #: unsent reply bytes of one Remoting connection before it is cut off: what it asked for before keeps coming
+    connection_unsent_bytes: Positive = 64 * MIB
     #: one gRPC request message; grpcMaxInboundMessageSize
-    grpc_message_bytes: int = 130 * MIB
+    grpc_message_bytes: Positive = 130 * MIB
     #: what a gRPC message may hold that its gzip made over ten times smaller: a body of maxMessageSize and the rest
-    grpc_inflated_bytes: int = 5 * MIB
+    grpc_inflated_bytes: Positive = 5 * MIB
     #: gRPC requests that are not whole yet, all connections together
-    grpc_held_bytes: int = 512 * MIB
-    http2_max_concurrent_streams: int = 1000
+    grpc_held_bytes: Positive = 512 * MIB
+    http2_max_concurrent_streams: Positive = 1000
     #: our windows: how much a peer may have in flight to us
-    http2_stream_window_bytes: int = 1 * MIB
-    http2_connection_window_bytes: int = 4 * MIB
-    http2_max_frame_bytes: int = 16_384
-    http2_header_table_bytes: int = 4096
+    http2_stream_window_bytes: Window = 1 * MIB
+    http2_connection_window_bytes: Window = 4 * MIB
+    http2_max_frame_bytes: Annotated[int, msgspec.Meta(ge=16_384, le=16_777_215)] = 16_384
+    http2_header_table_bytes: Positive = 4096
     #: decoded headers of one request, names and values with 32 bytes each (RFC 9113 6.5.2)
-    http2_header_list_bytes: int = 16 * 1024
+    http2_header_list_bytes: Positive = 16 * 1024
     #: requests of one HTTP/2 connection that are handled in one turn of the loop
-    http2_requests_per_turn: int = 256
+    http2_requests_per_turn: Positive = 256
     #: RST_STREAM, PING, SETTINGS and empty frames from one peer in any 10 s before it is told ENHANCE_YOUR_CALM
-    http2_control_frames_per_10s: int = 2000
+    http2_control_frames_per_10s: Positive = 2000
     #: milliseconds without any request or stream before a connection is closed
-    idle_connection_ms: int = 120_000
+    idle_connection_ms: Positive = 120_000
     #: milliseconds from accept to a recognised protocol
     handshake_ms: Positive = 10_000
 

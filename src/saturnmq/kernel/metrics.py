@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 
 class Counter:
@@ -24,7 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._counters: list[Counter] = []
-        self._gauges: list[tuple[str, str, Callable[[], int | float]]] = []
+        #: by name: the help, and of each set of labels how it is written and read
+        self._gauges: dict[str, tuple[str, list[tuple[str, Callable[[], int | float]]]]] = {}
 
     def counter(self, name: str, help: str, labels: tuple[str, ...] = (), kind: str = "counter") -> Counter:  # noqa: A002
         """The counter of this name: servers of one process share it, and tell themselves apart by a label."""
@@ -35,18 +36,32 @@ class Metrics:
         self._counters.append(counter)
         return counter
 
-    def gauge(self, name: str, help: str, read: Callable[[], int | float]) -> None:  # noqa: A002
-        self._gauges.append((name, help, read))
+    def gauge(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        read: Callable[[], int | float],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """A number that is asked for. Servers of one process share a name, and tell themselves apart by a label."""
+        _, reads = self._gauges.setdefault(name, (help, []))
+        reads.append((_labelled(name, labels or {}), read))
 
     def lines(self) -> Iterator[str]:
         """Prometheus text, a line at a time."""
         for counter in self._counters:
             yield f"# HELP {counter.name} {counter.help}\n# TYPE {counter.name} {counter.kind}\n"
             for values, number in list(counter.values.items()):
-                pairs = ",".join(f'{k}="{_escape(v)}"' for k, v in zip(counter.labels, values, strict=True))
-                yield f"{counter.name}{{{pairs}}} {number}\n" if pairs else f"{counter.name} {number}\n"
-        for name, text, read in self._gauges:
-            yield f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {read()}\n"
+                yield f"{_labelled(counter.name, dict(zip(counter.labels, values, strict=True)))} {number}\n"
+        for name, (text, reads) in self._gauges.items():
+            yield f"# HELP {name} {text}\n# TYPE {name} gauge\n"
+            for labelled, read in reads:
+                yield f"{labelled} {read()}\n"
+
+
+def _labelled(name: str, labels: Mapping[str, str]) -> str:
+    pairs = ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items())
+    return f"{name}{{{pairs}}}" if pairs else name
 
 
 def _escape(value: str) -> str:

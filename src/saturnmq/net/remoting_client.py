@@ -11,7 +11,8 @@ from saturnmq.kernel.errors import ConnectionLost
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.net.remoting_connection import Handler, RemotingConnection, Traffic
+from saturnmq.net.remoting_connection import Handler, RemotingConnection
+from saturnmq.net.remoting_traffic import Traffic
 from saturnmq.wire.remoting.command import Command
 
 #: for a TCP handshake, and no longer than the request may take
@@ -34,8 +35,7 @@ class RemotingClient:
     ) -> None:
         self._handlers = handlers or {}
         self._clock = clock
-        self._limits = limits
-        self._traffic = Traffic(metrics, name)
+        self._traffic = Traffic(metrics, name, clock, limits)
         #: told of an address whose connection is gone
         self.on_lost: Callable[[Address], None] = lambda address: None
         self._connections: dict[Address, RemotingConnection] = {}
@@ -110,7 +110,7 @@ class RemotingClient:
             del self._connections[address]
             self.on_lost(address)
 
-        connection = RemotingConnection(self._handlers, self._clock, self._limits, self._traffic, opened, closed)
+        connection = RemotingConnection(self._handlers, self._clock, self._traffic, opened, closed)
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)

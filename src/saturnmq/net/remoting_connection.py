@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from enum import IntEnum
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias, cast
@@ -13,66 +12,32 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.config import Limits
 from saturnmq.kernel.errors import ConnectionLost, ProtocolError, RequestTimeout, SaturnError, SystemBusy
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later, Reply
-from saturnmq.kernel.metrics import Metrics
+from saturnmq.net.remoting_traffic import Refusals, Traffic
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, response_code
 from saturnmq.wire.remoting.command import ONE_WAY, RESPONSE, Command, Response
 from saturnmq.wire.remoting.connection import RemotingDecoder, encode, response_parts
 
 log = logging.getLogger(__name__)
 
-#: A peer that asks and does not read: so many times connection_write_buffer_bytes unsent, and it is cut off.
-_MOST_WRITE_BUFFERS = 16
+#: Bytes that a connection may have unsent without being behind; more than most answers.
+_BEHIND_BYTES = 64 * 1024
+#: about what a decoded request takes besides its body
+_COMMAND_BYTES = 1_000
+#: From here on clients go elsewhere when they are told to (MQVersion.V5_3_1; NettyRemotingAbstract.java).
+_V5_3_1 = 475
+#: a connection that stops has seen the end of what its peer had sent when nothing came for so long, milliseconds
+_QUIET_MS = 50
+#: Where too many requests wait, these are refused before they leave something behind.
+_SENDS = frozenset(
+    {
+        RequestCode.SEND_MESSAGE, RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE,
+        RequestCode.SEND_REPLY_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2, RequestCode.CONSUMER_SEND_MSG_BACK,
+    }
+)  # fmt: skip
 _NO_ADDRESS = ("", 0)
-
-
-class Traffic:
-    """What the connections of one server or client count, under its name."""
-
-    def __init__(self, metrics: Metrics, name: str) -> None:
-        self.name = name
-        self._requests = metrics.counter(
-            "saturnmq_remoting_requests_total",
-            "Remoting requests by what was asked and answered",
-            ("server", "request_code", "response_code"),
-        )
-        self._connections = metrics.counter(
-            "saturnmq_remoting_connections", "Open Remoting connections", ("server",), kind="gauge"
-        )
-        self._protocol_errors = metrics.counter(
-            "saturnmq_remoting_protocol_errors_total", "Connections closed because they broke the protocol", ("server",)
-        )
-        self._bugs = metrics.counter(
-            "saturnmq_remoting_unexpected_errors_total", "Requests that failed with an error of ours", ("server",)
-        )
-        #: (request code, response code) to the labels; as many as there are handlers and answers
-        self._labels: dict[tuple[int, int | None], tuple[str, str, str]] = {}
-
-    def request(self, code: int, answer: int | None) -> None:
-        """One request is over; `answer` is None for those that get none."""
-        labels = self._labels.get((code, answer))
-        if labels is None:
-            labels = self._labels[code, answer] = (
-                self.name,
-                _name(RequestCode, code),
-                "" if answer is None else _name(ResponseCode, answer),
-            )
-        self._requests.add(labels)
-
-    def unknown_request(self) -> None:
-        self._requests.add((self.name, "unknown", ResponseCode.REQUEST_CODE_NOT_SUPPORTED.name))
-
-    def connected(self, change: int) -> None:
-        self._connections.add((self.name,), change)
-
-    def protocol_error(self) -> None:
-        self._protocol_errors.add((self.name,))
-
-    def bug(self) -> None:
-        self._bugs.add((self.name,))
 
 
 class RemotingConnection(asyncio.Protocol):
@@ -80,7 +45,8 @@ class RemotingConnection(asyncio.Protocol):
 
     All commands of one read are handled in one turn of the loop, and their replies leave in one write. A reply
     that comes later leaves with the others of its turn. Bounded by: commands and reply bytes per turn (the rest
-    waits for the next turn, unread), unsent bytes (nothing is read until the peer reads), waiting requests.
+    waits for the next turn, unread), unsent bytes (nothing is read until the peer reads), waiting requests, each of
+    them also in all connections of the port together (`Traffic`).
     """
 
     peer: Address
@@ -92,7 +58,6 @@ class RemotingConnection(asyncio.Protocol):
         self,
         handlers: Mapping[int, Handler],
         clock: Clock,
-        limits: Limits,
         traffic: Traffic,
         opened: Callable[[RemotingConnection], None],
         closed: Callable[[RemotingConnection], None],
@@ -102,12 +67,13 @@ class RemotingConnection(asyncio.Protocol):
         #: what the faces of this server keep per connection, by their own keys
         self.channels: dict[str, Any] = {}
         self._handlers = handlers
+        self._handler: Callable[[int], Handler | None] = handlers.get
         self._clock = clock
-        self._limits = limits
+        self._limits = traffic.limits
         self._traffic = traffic
         self._opened = opened
         self._closed = closed
-        self._decoder = RemotingDecoder(limits)
+        self._decoder = RemotingDecoder(traffic.limits)
         #: decoded, and not handled because the turn's budget was spent
         self._commands: list[Command] = []
         #: replies of this turn, in pieces
@@ -119,8 +85,15 @@ class RemotingConnection(asyncio.Protocol):
         self._writable = True
         self._draining = False
         self._lost = False
+        #: the peer is behind: what it has not taken is counted
+        self._behind = False
+        self._unsent_bytes = self._held_bytes = 0
         #: answers that are on their way
         self._waiting: set[Later[Response | None]] = set()
+        self._nearly_full = traffic.limits.remoting_requests_waiting - 1
+        #: sends are looked at closely before they are handled
+        self._is_full = False
+        self._refusals = Refusals()
         #: our requests by opaque
         self._requests: dict[int, tuple[Later[Command], Timer]] = {}
         self._opaques = count(1)
@@ -153,9 +126,26 @@ class RemotingConnection(asyncio.Protocol):
         self._transport.close()
 
     def drain(self) -> None:
-        """Take no more requests, and close when those that wait are answered."""
+        """Answer what waits and what the peer has sent already, then close."""
         self._draining = True
-        self._commands.clear()
+        self._handler = lambda code: self._go_away
+        self._clock.call_at(self._clock.now_ms() + _QUIET_MS, self._close_if_quiet)
+
+    def _go_away(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
+        """Who knows what it means is sent elsewhere; others are served once more. What nobody waits for is always done:
+        a consumer says how far it came."""
+        if command.version > _V5_3_1 and not command.flag & ONE_WAY:
+            return Response(ResponseCode.GO_AWAY, "please go away: this server stops, others may serve you")
+        if not command.flag & ONE_WAY:
+            self._pause_reading()
+        handler = self._handlers.get(command.code)
+        return _unknown(command) if handler is None else handler(command, connection)
+
+    def _close_if_quiet(self) -> None:
+        quiet_ms = self._clock.steady_ms() - self._active_ms
+        if self._reading and quiet_ms < _QUIET_MS:
+            self._clock.call_at(self._clock.now_ms() + _QUIET_MS - quiet_ms, self._close_if_quiet)
+            return
         self._pause_reading()
         if not self._waiting:
             self.close()
@@ -168,7 +158,7 @@ class RemotingConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=self._limits.connection_write_buffer_bytes)
+        self._transport.set_write_buffer_limits(high=_BEHIND_BYTES)
         self.peer = _address(transport.get_extra_info("peername"))
         self.local = _address(transport.get_extra_info("sockname"))
         self._traffic.connected(1)
@@ -181,21 +171,28 @@ class RemotingConnection(asyncio.Protocol):
         self._decode(data)
         if self._reading:
             self._turn()
+        self._count_held()
 
     def pause_writing(self) -> None:
-        self._writable = False
-        self._pause_reading()
+        self._behind = True
+        self._count_unsent()
 
     def resume_writing(self) -> None:
-        self._writable = True
-        self._plan_turn()
+        self._behind, self._unsent_bytes = False, 0
+        self._traffic.unsent.set(self, 0)
+        if not self._writable:
+            self._writable = True
+            self._plan_turn()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = True
         self._traffic.connected(-1)
         self._idle_timer.cancel()
         self._commands.clear()
+        self._traffic.held.set(self, 0)
+        self._traffic.unsent.set(self, 0)
         waiting, self._waiting = self._waiting, set()
+        self._traffic.waiting -= len(waiting)
         requests, self._requests = self._requests, {}
         for parked in waiting:
             self._guard(parked.cancel)
@@ -218,6 +215,10 @@ class RemotingConnection(asyncio.Protocol):
 
     def _turn(self) -> None:
         """Handle what is decoded, as far as this turn's budget goes."""
+        if self._traffic.turn_is_over:
+            self._pause_reading()
+            self._plan_turn()
+            return
         commands, self._commands = self._commands, []
         self._flush_planned = True
         for done, command in enumerate(commands, 1):
@@ -225,6 +226,8 @@ class RemotingConnection(asyncio.Protocol):
             if self._reply_bytes > self._limits.connection_write_buffer_bytes:
                 self._commands = commands[done:]
                 break
+        if self._reply_bytes > _BEHIND_BYTES:
+            self._traffic.large_answers(self._reply_bytes)
         self._flush()
         if self._commands or self._decoder.has_more:
             self._pause_reading()
@@ -238,12 +241,15 @@ class RemotingConnection(asyncio.Protocol):
     def _next_turn(self) -> None:
         """Go on with what an earlier turn left; when there is nothing, read again."""
         self._turn_planned = False
-        if not self._writable or self._draining or self._transport.is_closing():
+        if not self._writable or self._transport.is_closing():
             return
         if not self._commands and self._decoder.has_more:
             self._decode(b"")
         if self._commands:
             self._turn()
+        self._count_held()
+        if self._draining:
+            return
         if not self._turn_planned and self._writable and not self._reading and not self._transport.is_closing():
             self._reading = True
             self._transport.resume_reading()
@@ -253,6 +259,31 @@ class RemotingConnection(asyncio.Protocol):
             self._reading = False
             self._transport.pause_reading()
 
+    def _count_held(self) -> None:
+        """What came and is not handled: frames that are not whole, and what is behind a peer that does not read."""
+        held = self._decoder.held_bytes
+        if self._commands:
+            held += sum(_COMMAND_BYTES + len(command.body) for command in self._commands)
+        if held != self._held_bytes:
+            self._held_bytes = held
+            self._traffic.held.set(self, held)
+
+    def give_up_held(self) -> None:
+        """All connections together hold too much, and this one most of it."""
+        command = None if self._commands else self._decoder.refuse()
+        held, self._held_bytes = self._held_bytes, 0
+        self._traffic.held.set(self, 0)
+        self._traffic.limited("remotingHeldBytes")
+        said = f"{held} bytes that wait to become whole or to be handled, most of all (remotingHeldBytes)"
+        if command is None:
+            log.warning("%s: cut off %s, which has %s", self._traffic.name, self.peer, said)
+            self.abort()
+            return
+        log.warning("%s: refused a request of %s, which has %s", self._traffic.name, self.peer, said)
+        busy = f"[OVERLOAD]this request has {said}; try again later"
+        self._answer(command, Response(ResponseCode.SYSTEM_BUSY, busy))
+        self._plan_flush()
+
     # ------------------------------------------------------------------------------------------------ answering
 
     def _handle(self, command: Command) -> None:
@@ -260,12 +291,14 @@ class RemotingConnection(asyncio.Protocol):
         if command.flag & RESPONSE:
             self._guard(partial(self._answered, command))
             return
-        handler = self._handlers.get(command.code)
+        handler = self._handler(command.code)
         if handler is None:
             self._traffic.unknown_request()
-            self._reply(command, Response(3, f" request type {command.code} not supported"))
+            self._reply(command, _unknown(command))
             return
         try:
+            if (self._is_full or self._traffic.is_full) and command.code in _SENDS:
+                self._check_room()
             reply = handler(command, self)
             if isinstance(reply, Later):
                 self._park(command, reply)
@@ -274,15 +307,28 @@ class RemotingConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - the one boundary
             self._fail(command, error)
 
+    def _check_room(self) -> None:
+        """Raises SystemBusy when no other request may wait."""
+        waiting = len(self._waiting)
+        self._is_full = waiting >= self._nearly_full
+        self._traffic.check_room(waiting, self._refusals)
+
     def _park(self, command: Command, reply: Later[Response | None]) -> None:
-        if len(self._waiting) >= self._limits.remoting_requests_waiting:
-            reply.cancel()
-            raise SystemBusy(f"[OVERLOAD]{len(self._waiting)} requests of this connection wait already")
+        traffic = self._traffic
+        if len(self._waiting) >= self._nearly_full or traffic.waiting >= traffic.nearly_full:
+            try:
+                self._check_room()
+            except SystemBusy:
+                reply.cancel()
+                raise
+        traffic.waiting += 1
         self._waiting.add(reply)
+        command.body = b""  # whoever needs it has it
         reply.then(partial(self._answer_parked, command, reply), partial(self._fail_parked, command, reply))
 
     def _answer_parked(self, command: Command, reply: Later[Response | None], response: Response | None) -> None:
         self._waiting.discard(reply)
+        self._traffic.waiting -= 1
         try:
             self._answer(command, response)
         except Exception as error:  # noqa: BLE001 - the one boundary
@@ -291,6 +337,7 @@ class RemotingConnection(asyncio.Protocol):
 
     def _fail_parked(self, command: Command, reply: Later[Response | None], error: BaseException) -> None:
         self._waiting.discard(reply)
+        self._traffic.waiting -= 1
         self._fail(command, error)
         self._plan_flush()
 
@@ -332,7 +379,7 @@ class RemotingConnection(asyncio.Protocol):
             self._replies = []
             self._reply_bytes = 0
             self._write(b"".join(replies))
-        if self._draining and not self._waiting:
+        if self._draining and not self._waiting and not self._reading:
             self._transport.close()
 
     def _write(self, data: bytes) -> None:
@@ -340,12 +387,30 @@ class RemotingConnection(asyncio.Protocol):
             return
         self._active_ms = self._clock.steady_ms()
         self._transport.write(data)
-        if self._writable:
+        if self._behind:
+            self._count_unsent()
+
+    def _count_unsent(self) -> None:
+        """Who asks and does not read is not read either; what it asked for before may still come, to a limit."""
+        unsent = self._unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent > self._limits.connection_unsent_bytes:
+            self._cut_off("connectionUnsentBytes")
             return
-        unsent = self._transport.get_write_buffer_size()
-        if unsent > _MOST_WRITE_BUFFERS * self._limits.connection_write_buffer_bytes:
-            log.warning("%s: cut off %s, which leaves %d bytes unread", self._traffic.name, self.peer, unsent)
-            self.abort()
+        if unsent > self._limits.connection_write_buffer_bytes:
+            self._writable = False
+            self._pause_reading()
+        self._traffic.unsent.set(self, unsent)
+
+    def give_up_unsent(self) -> None:
+        """All connections together leave too much unread, and this one most of it."""
+        self._cut_off("remotingUnsentBytes")
+
+    def _cut_off(self, setting: str) -> None:
+        name, unsent = self._traffic.name, self._unsent_bytes
+        log.warning("%s: cut off %s, which leaves %d bytes unread (%s)", name, self.peer, unsent, setting)
+        self._traffic.limited(setting)
+        self._traffic.unsent.set(self, 0)
+        self.abort()
 
     # -------------------------------------------------------------------------------------------- our own requests
 
@@ -398,15 +463,12 @@ class RemotingConnection(asyncio.Protocol):
             log.error("%s: a listener of the connection of %s failed", self._traffic.name, self.peer, exc_info=error)
 
 
-#: None means that the request gets no answer.
+#: None means that the request gets no answer. A handler that answers later takes what it needs of the body at once.
 Handler: TypeAlias = Callable[[Command, RemotingConnection], Reply[Response | None]]
 
 
-def _name(kind: type[IntEnum], code: int) -> str:
-    try:
-        return kind(code).name
-    except ValueError:
-        return str(code)
+def _unknown(command: Command) -> Response:
+    return Response(ResponseCode.REQUEST_CODE_NOT_SUPPORTED, f" request type {command.code} not supported")
 
 
 def _address(name: tuple[Any, ...] | None) -> Address:

@@ -9,7 +9,8 @@ from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.net.remoting_connection import Handler, RemotingConnection, Traffic
+from saturnmq.net.remoting_connection import Handler, RemotingConnection
+from saturnmq.net.remoting_traffic import Traffic
 
 __all__ = ["Handler", "RemotingConnection", "RemotingServer"]
 
@@ -24,8 +25,7 @@ class RemotingServer:
     ) -> None:
         self._handlers = handlers
         self._clock = clock
-        self._limits = limits
-        self._traffic = Traffic(metrics, name)
+        self._traffic = Traffic(metrics, name, clock, limits)
         self._listeners: list[asyncio.Server] = []
         self._connections: set[RemotingConnection] = set()
         self._closing = False
@@ -41,10 +41,10 @@ class RemotingServer:
 
     def connection(self) -> RemotingConnection:
         """The protocol of a new connection, however its socket was accepted."""
-        return RemotingConnection(self._handlers, self._clock, self._limits, self._traffic, self._opened, self._gone)
+        return RemotingConnection(self._handlers, self._clock, self._traffic, self._opened, self._gone)
 
     async def close(self, drain_ms: int) -> None:
-        """Accept and read no more, answer what waits for at most `drain_ms`, then cut off who is left."""
+        """Accept no more, and answer what waits and what was sent already. After `drain_ms` cut off who is left."""
         self._closing = True
         for listener in self._listeners:
             listener.close()

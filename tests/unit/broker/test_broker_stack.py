@@ -11,7 +11,8 @@ import pytest
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.topic import TopicConfig
-from saturnmq.net.remoting_connection import RemotingConnection, Traffic
+from saturnmq.net.remoting_connection import RemotingConnection
+from saturnmq.net.remoting_traffic import Traffic
 from saturnmq.store.store import Store
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.wire.remoting.codes import RequestCode
@@ -36,9 +37,8 @@ def connection() -> RemotingConnection:
     offline = OfflineBroker()
     offline.broker.topics.put(TopicConfig(topic_name="orders"))
     offline.send("orders")
-    connection = RemotingConnection(
-        offline.handlers, offline.clock, Limits(), Traffic(Metrics(), "broker"), lambda _: None, lambda _: None
-    )
+    traffic = Traffic(Metrics(), "broker", offline.clock, Limits())
+    connection = RemotingConnection(offline.handlers, offline.clock, traffic, lambda _: None, lambda _: None)
     connection.connection_made(cast("object", FakeTransport()))  # type: ignore[arg-type]
     return connection
 

@@ -132,6 +132,29 @@ def test_a_large_frame_in_small_pieces_costs_no_more_than_its_bytes() -> None:
     assert decoder.receive_data(data[at + 100 :]) == [command]
 
 
+@given(st.lists(commands(), min_size=1, max_size=4), commands(), st.lists(commands(), max_size=4), st.data())
+def test_a_frame_that_is_refused_is_passed_over(
+    before: list[Command], refused: Command, after: list[Command], data: st.DataObject
+) -> None:
+    first, middle, last = b"".join(map(encode, before)), encode(refused), b"".join(map(encode, after))
+    header_end = 8 + int.from_bytes(middle[5:8], "big")
+    cut = data.draw(st.integers(header_end, len(middle)))
+    decoder = RemotingDecoder(LIMITS)
+    assert decoder.receive_data(first + middle[: min(cut, len(middle) - 1)]) == before
+    told = decoder.refuse()
+    if cut == len(middle) and header_end == len(middle):
+        assert told is None, "its header has not come"
+        return
+    assert told is not None
+    assert (told.code, told.opaque, told.fields, told.body) == (refused.code, refused.opaque, refused.fields, b"")
+    assert decoder.held_bytes == 0
+    rest = middle[min(cut, len(middle) - 1) :] + last
+    ends = sorted(data.draw(st.lists(st.integers(0, len(rest)), max_size=4)))
+    chunks = [rest[start:end] for start, end in pairwise([0, *ends, len(rest)])]
+    assert [command for chunk in chunks for command in decoder.receive_data(chunk)] == after
+    assert decoder.refuse() is None
+
+
 def test_json_headers_are_read_as_fastjson_reads_them() -> None:
     command = json_header(
         {

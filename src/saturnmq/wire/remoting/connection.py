@@ -76,14 +76,41 @@ class RemotingDecoder:
         #: whole frames that the last call left
         self._rest = b""
         self._rest_at = 0
+        #: bytes to come of a frame that was refused
+        self._skipped = 0
 
     @property
     def has_more(self) -> bool:
         """Commands, or the reason of a ProtocolError, wait for the next call."""
         return self._rest_at < len(self._rest)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of frames that are not whole, or wait for the next call."""
+        return len(self._partial) + len(self._rest) - self._rest_at
+
+    def refuse(self) -> Command | None:
+        """Forget the frame that is not whole: the rest of it is passed over. None when its header has not come, or when
+        there is no such frame; then nothing is forgotten."""
+        if len(self._partial) < 8:
+            return None
+        end = 8 + int.from_bytes(self._partial[5:8], "big")
+        if len(self._partial) < end:
+            return None
+        try:
+            command = decode_frame(bytes(self._partial[:end]), 0, end)
+        except ProtocolError:
+            return None
+        self._skipped = 4 + int.from_bytes(self._partial[:4], "big") - len(self._partial)
+        self._partial = bytearray()
+        return command
+
     def receive_data(self, data: bytes) -> list[Command]:
         """The commands that are complete now. Raises ProtocolError; all commands before the broken frame came first."""
+        if self._skipped:
+            skipped = min(self._skipped, len(data))
+            self._skipped -= skipped
+            data = data[skipped:]
         at = 0
         if self._rest:
             data, at = self._rest + data if data else self._rest, self._rest_at
