@@ -38,7 +38,7 @@ def _hash(tag: bytes) -> int:
     return tag_hash(tag.decode("utf-8", "replace"))
 
 
-def tags_code(topic: str, properties: bytes, stored_ms: int, delays_ms: list[int]) -> int:
+def tags_code(delays_ms: list[int], topic: str, properties: bytes, stored_ms: int) -> int:
     """Java's hash of the tag, 0 without one; of a message that waits on a delay level, when it is due: so that what
     rebuilds a queue from the log comes to the same entries (CommitLog.checkMessageAndReturnSize)."""
     if topic == SCHEDULE_TOPIC:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from saturnmq.disk.openfiles import OpenFiles
@@ -100,7 +101,7 @@ class Store:
         self._flusher = flusher
         self._background = reader
         self._sync_flush = config.flush_disk_type == "SYNC_FLUSH"
-        self._delays_ms = parse_delays(config.message_delay_level)
+        self._tags_code = partial(tags_code, parse_delays(config.message_delay_level))
         self._max_body = config.max_message_size
         self._max_record = config.mapped_file_size_commit_log - BLANK_BYTES
         writable, read_only = log_directories(config)
@@ -186,9 +187,8 @@ class Store:
         self._deleted = DeletedTopics(self.disk)
         self._queues.finish_deleting(self._deleted.positions)
         recovered = Recovery(
-            self.disk, self._log, self._queues, checkpoint, self._abort, self._deleted.positions,
-            lambda topic, properties, stored_ms: tags_code(topic, properties, stored_ms, self._delays_ms),
-        ).run()  # fmt: skip
+            self.disk, self._log, self._queues, checkpoint, self._abort, self._deleted.positions, self._tags_code
+        ).run()
         self._log.start(recovered.first, recovered.end)
         self._stored_ms = self._seen_ms = recovered.stored_ms
         self._seen = self._queued = self._opened_at = recovered.end
@@ -337,7 +337,7 @@ class Store:
             if queued:
                 queue.next_offset = offset + 1
                 properties = message.properties
-                code = tags_code(topic, properties, stored_ms, self._delays_ms)
+                code = self._tags_code(topic, properties, stored_ms)
                 self._rows.append((position + size, position, size, queue, offset, code, properties, stored_ms))
             appended.append(Appended(position, size, queue_id, offset, stored_ms))
         self.appended += len(appended)

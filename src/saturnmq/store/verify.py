@@ -241,7 +241,7 @@ class Verifier:
         if position < self._deleted.get(topic, 0):
             queued = False
         if queued and not sys_flag & INNER_BATCH and topic not in self._batch_topics:
-            code = tags_code(topic, properties, stored_ms, self._delays_ms)
+            code = tags_code(self._delays_ms, topic, properties, stored_ms)
             self._queues.record(topic, queue_id, offset, position, size, code)
             if self._lmqs:
                 self._check_lmqs(position, size, code, properties)

@@ -31,6 +31,7 @@ Row: TypeAlias = tuple[int, int, str, int, int, int, int, bytes]
 
 #: size, magic, bodyCRC, queue id, queue offset, position, sysFlag, store time, length of the body (IPv4 hosts)
 _HEAD = Struct(">IIIi4xqqI8x8xq8x12xi")
+_HEAD_BYTES = _HEAD.size
 _unpack_head = _HEAD.unpack_from
 
 
@@ -145,10 +146,11 @@ def _take_plain(chunk: bytes, start: int, at: int, end: int, rows: list[Row]) ->
     """Take rows of v1 records with IPv4 hosts from here on, as long as nothing is odd about them. Gives where the next
     one stands, for `Walk._next` to say what it is."""
     end = min(end, len(chunk))
+    topics: dict[bytes, str] = {}
     while True:
         try:
             size, magic, crc, queue_id, offset, position, sys_flag, stored_ms, body = _unpack_head(chunk, at)
-            body_at = at + _HEAD.size
+            body_at = at + _HEAD_BYTES
             topic_at = body_at + body
             next_at = at + size
             topic_end = topic_at + 1 + chunk[topic_at]
@@ -162,11 +164,13 @@ def _take_plain(chunk: bytes, start: int, at: int, end: int, rows: list[Row]) ->
                 or properties_at + (chunk[topic_end] << 8 | chunk[topic_end + 1]) != next_at
                 or crc32(chunk[body_at:topic_at]) & 0x7FFFFFFF != crc
                 or not 0 < stored_ms < _LAST_MS
-                or queue_id < 0
-                or offset < 0
+                or queue_id | offset < 0
             ):
                 return at
-            topic = _topic(chunk[topic_at + 1 : topic_end])
+            encoded = chunk[topic_at + 1 : topic_end]
+            topic = topics.get(encoded)
+            if topic is None:
+                topic = topics[encoded] = _topic(encoded)
         except (error, IndexError, ValueError):
             return at
         rows.append((position, size, topic, queue_id, offset, sys_flag, stored_ms, chunk[properties_at:next_at]))

@@ -277,6 +277,9 @@ def test_the_last_record_is_gone() -> None:
     assert found.effect.startswith("readers leave these messages out, and a start does not look there")
     stage.disk.replace_file("abort", b"saturnmq")
     found = Verified(stage.disk).damage(f"commitlog/{last}", 0, "it was durable up to")
+    assert found.effect.startswith("readers leave these messages out, and a start does not look there")
+    write(stage.disk, "checkpoint", 56, bytes(40))  # where a start begins
+    found = Verified(stage.disk).damage(f"commitlog/{last}", 0, "it was durable up to")
     assert found.effect.startswith("a start keeps the bytes in damaged/")
 
 
