@@ -21,8 +21,8 @@ from saturnmq.wire.remoting.connection import RemotingDecoder, encode
 Runner = Callable[[Awaitable[None]], None]
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Runner:
+@pytest.fixture(name="run", params=["asyncio", "uvloop"])
+def both_loops(request: pytest.FixtureRequest) -> Runner:
     factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
 
     def run(main: Awaitable[None]) -> None:

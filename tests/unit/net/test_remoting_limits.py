@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from remoting_stage import Peer, Runner, Stage, echo, run  # noqa: F401 - a fixture
+from remoting_stage import Peer, Runner, Stage, both_loops, echo  # noqa: F401 - a fixture
 
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.later import Later

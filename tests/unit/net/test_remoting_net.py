@@ -7,7 +7,7 @@ import logging
 
 import msgspec
 import pytest
-from remoting_stage import Runner, Stage, echo, result, run  # noqa: F401 - a fixture
+from remoting_stage import Runner, Stage, both_loops, echo, result  # noqa: F401 - a fixture
 
 from saturnmq.kernel.errors import ConnectionLost, RequestTimeout, TopicNotFound
 from saturnmq.kernel.host import Address
