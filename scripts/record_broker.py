@@ -2,8 +2,8 @@
 
     APACHE_HOME=/tmp/apache .venv/bin/python scripts/record_broker.py PATH/TO/apache.sh
 
-Writes tests/vectors/broker/conversation.json: requests on named connections, each with its answer. What no two brokers
-answer alike, times and addresses, is written as "*".
+Writes conversation.json and consumers.json in tests/vectors/broker: requests on named connections, each with its
+answer. What no two brokers answer alike, times and addresses, is written as "*".
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any
 
 from record_nameserver import frame, request
 
-VECTOR = Path(__file__).parent.parent / "tests" / "vectors" / "broker" / "conversation.json"
+VECTORS = Path(__file__).parent.parent / "tests" / "vectors" / "broker"
 NAMESERVER, BROKER_PORT = "127.0.0.1:19886", 19861
 #: a process that is ready to listen may not be ready to answer
 START_S = 60
 _STAR = re.compile(
-    r'("(?:timestamp|lastUpdateTimestamp|remoteIP|clientAddr|brokerAddr|topicPutTps|counter)":)("[^"]*"|[-0-9.E]+)'
+    r'("(?:timestamp|lastUpdateTimestamp|remoteIP|clientAddr|brokerAddr|topicPutTps|counter|consumeTps|lastTimestamp'
+    r'|(?:min|max|consume)TimeStamp(?:Str)?|delayTime)":)("[^"]*"|[-0-9.E]+)'
 )
 
 
@@ -163,11 +164,7 @@ def clients() -> Iterator[dict[str, Any]]:
 
 def messages() -> Iterator[dict[str, Any]]:
     for queue_id in ("0", "0", "1"):
-        fields = {
-            "a": "pg", "b": "lB", "c": "TBW102", "d": "4", "e": queue_id, "f": "0", "g": "1", "h": "0",
-            "i": "UNIQ_KEY\x01KEY\x02", "j": "0", "k": "false", "m": "false",
-        }  # fmt: skip
-        yield {**request(310, b"hello", on="client", **fields), "ignore": True}
+        yield send("lB", queue_id)
     yield {"sleep": 2.0}
     yield request(202, topic="lB")
     yield request(202, topic="nope")
@@ -202,6 +199,99 @@ def deletions() -> Iterator[dict[str, Any]]:
     yield request(202, topic="lB")
 
 
+def consumers() -> Iterator[dict[str, Any]]:
+    """About consumers: who they are, how far they have come, where operators send them."""
+    yield topic("ct", readQueueNums="2", writeQueueNums="2")
+    yield request(200, b'{"groupName":"cg"}')
+    yield request(200, b'{"groupName":"other"}')
+    yield from consumers_asked_about()
+    beat = {
+        "clientID": "c1",
+        "producerDataSet": [],
+        "consumerDataSet": [
+            {
+                "groupName": "cg", "consumeType": "CONSUME_ACTIVELY", "messageModel": "CLUSTERING",
+                "consumeFromWhere": "CONSUME_FROM_FIRST_OFFSET",
+                "subscriptionDataSet": [
+                    {
+                        "topic": "ct", "subString": "a || b", "tagsSet": ["a", "b"], "codeSet": [97, 98],
+                        "subVersion": 5, "expressionType": "TAG",
+                    },
+                ],
+            }
+        ],
+    }  # fmt: skip
+    yield request(34, json.dumps(beat).encode(), on="client")
+    for queue_id in ("0", "0", "1"):
+        yield send("ct", queue_id)
+    yield {"sleep": 2.0}
+    yield request(15, consumerGroup="cg", topic="ct", queueId="0", commitOffset="1")
+    yield request(15, consumerGroup="cg", topic="TBW102", queueId="0", commitOffset="1")
+    yield from consumers_asked_about()
+    for fields in ({"topic": "ct"}, {"topic": "TBW102"}, {"topicList": "ct;nope;TBW102"}):
+        yield request(208, consumerGroup="cg", **fields)
+    yield request(35, on="client", clientID="c1", consumerGroup="cg")
+    yield from consumers_asked_about()
+    # last: a pull that brings its subscription along counts as a member that wants it
+    yield from resets()
+
+
+def consumers_asked_about() -> Iterator[dict[str, Any]]:
+    for group in ("cg", "other", "nope"):
+        yield request(203, consumerGroup=group)
+        yield request(208, consumerGroup=group)
+        for name in ("ct", "nope"):
+            yield request(208, consumerGroup=group, topic=name)
+            yield request(303, group=group, topic=name)
+            yield request(345, group=group, topic=name)
+            yield request(308, compareGroup=group, topic=name)
+        for fields in ({}, {"setZeroIfNotFound": "false"}):
+            yield request(14, consumerGroup=group, topic="ct", queueId="0", **fields)
+            yield request(14, consumerGroup=group, topic="nope", queueId="0", **fields)
+        for code in (307, 223):
+            yield request(code, consumerGroup=group, group=group, topic="ct", clientId="gone", clientAddr="gone",
+                          jstackEnable="true")  # fmt: skip
+        yield request(200055, consumerGroup=group, topic="ct", queueId="0")
+        for index in ("0", "1", "2", "-1"):
+            yield request(321, topic="ct", queueId="0", index=index, count="1", consumerGroup=group)
+    yield request(321, topic="ct", queueId="0", index="0", count="10")
+    yield request(321, topic="nope", queueId="0", index="0", count="10")
+    yield request(317, isOrder="false")
+    yield request(317, isOrder="true")
+    yield request(43)
+    yield request(200056)
+
+
+def resets() -> Iterator[dict[str, Any]]:
+    for name, group in (("nope", "cg"), ("ct", "nope")):
+        yield request(222, topic=name, group=group, timestamp="0", isForce="true")
+    for fields in (
+        {"timestamp": "0"}, {"timestamp": "-1"}, {}, {"timestamp": "0", "queueId": "0"},
+        {"timestamp": "-1", "queueId": "0", "offset": "1"}, {"timestamp": "0", "queueId": "0", "offset": "3"},
+        {"timestamp": "0", "queueId": "0", "offset": "4"}, {"timestamp": "0", "queueId": "0", "offset": "-2"},
+        {"timestamp": "4102444800000"},
+    ):  # fmt: skip
+        yield request(222, topic="ct", group="cg", isForce="true", **fields)
+    yield request(15, consumerGroup="cg", topic="ct", queueId="0", commitOffset="1")
+    yield request(14, consumerGroup="cg", topic="ct", queueId="0")
+    for offset in ("0", "2"):
+        yield request(11, consumerGroup="cg", topic="ct", queueId="0", queueOffset=offset, maxMsgNums="32", sysFlag="4",
+                      commitOffset="0", suspendTimeoutMillis="0", subVersion="0", subscription="*")  # fmt: skip
+    yield request(15, consumerGroup="cg", topic="ct", queueId="0", commitOffset="1")
+    yield request(14, consumerGroup="cg", topic="ct", queueId="0")
+    for fields in ({"topic": "ct"}, {"topic": "nope"}):
+        yield request(314, srcGroup="cg", destGroup="other", offline="true", **fields)
+    yield request(208, consumerGroup="other")
+
+
+def send(name: str, queue_id: str) -> dict[str, Any]:
+    fields = {
+        "a": "pg", "b": name, "c": "TBW102", "d": "4", "e": queue_id, "f": "0", "g": "1", "h": "0",
+        "i": "UNIQ_KEY\x01KEY\x02TAGS\x01a\x02", "j": "0", "k": "false", "m": "false",
+    }  # fmt: skip
+    return {**request(310, b"hello", on="client", **fields), "ignore": True}
+
+
 class Recorder:
     def __init__(self) -> None:
         self._connections: dict[str, socket.socket] = {}
@@ -234,11 +324,18 @@ def wait_for(port: int) -> None:
 
 
 def main(script: str) -> None:
+    VECTORS.mkdir(exist_ok=True)
+    # else its 5.5.0 makes a group again by asking, when it has deleted it, whether it is one for light topics
+    record(script, conversation(), VECTORS / "conversation.json", "autoCreateSubscriptionGroup=false")
+    record(script, consumers(), VECTORS / "consumers.json", "autoCreateSubscriptionGroup=false")
+
+
+def record(script: str, steps_to_go: Iterator[dict[str, Any]], vector: Path, settings: str) -> None:
+    """At a broker of its own."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "lib").symlink_to(Path(os.environ["APACHE_HOME"]) / "lib")
         environment = {**os.environ, "APACHE_HOME": home, "NAMESRV": NAMESERVER, "BROKER_PORT": str(BROKER_PORT)}
-        # else its 5.5.0 makes a group again by asking, when it has deleted it, whether it is one for light topics
-        environment |= {"HEAP": "512m", "BROKER_CONF": "autoCreateSubscriptionGroup=false"}
+        environment |= {"HEAP": "512m", "BROKER_CONF": settings}
         processes = []
         try:
             for kind, port in (("namesrv", int(NAMESERVER.rpartition(":")[2])), ("broker", BROKER_PORT)):
@@ -247,7 +344,7 @@ def main(script: str) -> None:
                 wait_for(port)
             time.sleep(3)
             steps, recorder = [], Recorder()
-            for step in conversation():
+            for step in steps_to_go:
                 if "sleep" in step:
                     time.sleep(step["sleep"])
                 else:
@@ -256,8 +353,7 @@ def main(script: str) -> None:
             for process in processes:
                 process.kill()
                 process.wait()
-    VECTOR.parent.mkdir(exist_ok=True)
-    VECTOR.write_text("[\n" + ",\n".join(json.dumps(step) for step in steps) + "\n]\n")
+    vector.write_text("[\n" + ",\n".join(json.dumps(step) for step in steps) + "\n]\n")
 
 
 if __name__ == "__main__":

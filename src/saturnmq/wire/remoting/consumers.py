@@ -128,6 +128,8 @@ class ConsumerStatus(msgspec.Struct, rename="camel"):
 
     #: client id → (MessageQueue → offset)
     consumer_table: dict[str, msgspec.Raw]
+    #: only in the answer of a client
+    message_queue_table: dict[str, int] = {}
 
 
 def decode_positions(body: bytes) -> dict[MessageQueue, int]:
