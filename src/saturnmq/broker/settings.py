@@ -21,7 +21,7 @@ CHANGEABLE = frozenset(
     {
         "brokerPermission", "autoCreateTopicEnable", "autoCreateSubscriptionGroup", "defaultTopicQueueNums",
         "maxTopicQueueNums", "maxQueueNums", "enableMixedMessageType", "splitMetadataSize",
-        "registerNameServerPeriod", "longPollingEnable", "litePullMessageEnable",
+        "registerNameServerPeriod", "longPollingEnable", "litePullMessageEnable", "enablePropertyFilter",
         "maxTransferCountOnMessageInMemory", "maxTransferBytesOnMessageInMemory",
         "popFromRetryProbability", "initPopOffsetByCheckMsgInMem",
         "fileReservedTime", "deleteWhen", "diskMaxUsedSpaceRatio", "cleanFileForciblyEnable",

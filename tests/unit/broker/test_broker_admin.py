@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from saturnmq.broker.settings import CHANGEABLE
 from saturnmq.disk.simulated import Operation
 from saturnmq.kernel.configfile import parse_properties
 from saturnmq.kernel.topic import DataVersion, GroupConfig, MessageQueue, TopicConfig
@@ -415,6 +418,12 @@ def test_settings_of_apaches_that_mean_nothing_here_do_no_harm() -> None:
     assert settings(offline)["maxMsgsNumBatch"] == "5"
     assert offline.ask(RequestCode.UPDATE_BROKER_CONFIG, body=b"\xff").code == ResponseCode.INVALID_PARAMETER
     assert change(offline, "") == (0, "")
+
+
+def test_the_documents_say_which_settings_change_at_once() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    paragraph = page[page.index("These of a broker take effect at once:") :].partition("All others")[0]
+    assert set(re.findall(r"`(\w+)`", paragraph)) == CHANGEABLE
 
 
 def test_a_change_that_cannot_be_kept_is_in_force_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
