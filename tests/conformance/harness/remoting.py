@@ -6,6 +6,7 @@
     "replier": "p"}                                      its listener answers each message through the producer p
 {"do": "open", "what": "push", …, "popping": true, "invisible_ms": 5000}      the broker says which queues, and whether
                                                          to pop; Java only
+{"do": "open", "what": "push", …, "holding": true}       its listener does not return; Java only
 {"do": "open", "what": "pull", …, "assigned": false}     assigned: the client is told which queue to read
 {"do": "open", "what": "classic", …, "group": "g"}       pulls with a filter of its own each time; Java only
 {"do": "send", …, "mode": … | "one_way" | "batch"}       → {"receipts": [RECEIPT]}, one for a batch, none one-way
