@@ -274,7 +274,7 @@ class MessageHandlers:
         most_bytes = self._broker.config.max_transfer_bytes_on_message_in_memory
         commits = (
             header.sys_flag & COMMIT_OFFSET
-            and header.commit_offset >= 0
+            and 0 <= header.commit_offset < 1 << 63
             # the answer may be a reset: what was done before it does not count
             and not self._broker.offsets.is_reset(header.consumer_group, header.topic, header.queue_id)
         )

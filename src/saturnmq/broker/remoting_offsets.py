@@ -26,8 +26,8 @@ from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import CorrectionOffsets, ResetOffsets
 
-#: Java's Long.MAX_VALUE: a queue where the group to compare is behind the others needs no correction
-_NO_CORRECTION = (1 << 63) - 1
+#: Java's Long.MAX_VALUE
+_LONG_MAX = (1 << 63) - 1
 
 
 class OffsetHandlers:
@@ -57,8 +57,11 @@ class OffsetHandlers:
             raise GroupNotFound(f"Group {header.consumer_group} not exist!")
         if self._broker.topics.get(header.topic) is None:
             raise TopicNotFound(f"Topic {header.topic} not exist!")
-        if header.commit_offset < 0:
-            raise InvalidParameter(f"commitOffset {header.commit_offset} is negative")
+        most_queues = self._broker.config.max_topic_queue_nums
+        if not 0 <= header.queue_id < most_queues:  # of a topic that has shrunk too
+            raise InvalidParameter(f"queueId[{header.queue_id}] is illegal, maxTopicQueueNums is {most_queues}")
+        if not 0 <= header.commit_offset <= _LONG_MAX:
+            raise InvalidParameter(f"commitOffset {header.commit_offset} is not in [0, {_LONG_MAX}]")
         if self._offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset):
             return Response()
         return Response(remark="Offset has been previously reset")
@@ -118,7 +121,7 @@ class OffsetHandlers:
                     lowest[queue_id] = min(offset, lowest.get(queue_id, offset))
         for queue_id, offset in self._offsets.of_group(header.compare_group, topic).items():
             if lowest.get(queue_id, 0) > offset:
-                lowest[queue_id] = _NO_CORRECTION
+                lowest[queue_id] = _LONG_MAX  # it is behind the others: there is nothing to correct
         return Response(body=json.write(CorrectionOffsets(lowest)))
 
 

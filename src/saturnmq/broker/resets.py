@@ -9,7 +9,7 @@ from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.topics import TopicTable
-from saturnmq.kernel.errors import ConsumerNotOnline, GroupNotFound, SaturnError, TopicNotFound
+from saturnmq.kernel.errors import ConsumerNotOnline, GroupNotFound, InvalidParameter, SaturnError, TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.ports import Boundary
 from saturnmq.kernel.topic import MessageQueue, TopicConfig
@@ -46,6 +46,10 @@ class Resets:
             raise TopicNotFound(f"Topic {topic} does not exist")
         if not self._groups.exists(group):
             raise GroupNotFound(f"Group {group} does not exist")
+        if queue_id >= config.read_queue_nums:
+            raise InvalidParameter(
+                f"queueId[{queue_id}] is illegal, topic:[{topic}] topicConfig.readQueueNums:[{config.read_queue_nums}]"
+            )
         if queue_id >= 0 and offset != -1:
             self._check(topic, queue_id, offset)
             return self._reset(group, {MessageQueue(topic, self._name, queue_id): offset})

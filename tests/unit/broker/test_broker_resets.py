@@ -73,6 +73,15 @@ def test_one_queue(offline: OfflineBroker) -> None:
         assert refused.remark == f"Target offset {offset} not in consume queue range [0-3]"
 
 
+def test_queues_and_offsets_that_no_topic_has(offline: OfflineBroker) -> None:
+    """Whoever makes them up does not fill the table."""
+    assert reset(offline, 0, queueId=2).code == ResponseCode.INVALID_PARAMETER
+    for offset, queue_id in ((1, 16_384), (1, -1), (-1, 0), (1 << 63, 0)):
+        assert commit(offline, offset, queue_id).code == ResponseCode.INVALID_PARAMETER
+    offline.pull("g", "orders", 0, sysFlag=SUBSCRIPTION | COMMIT, commitOffset=1 << 63)
+    assert dict(offline.broker.offsets.of_group("g", "orders")) == {0: 3, 1: 0}
+
+
 def test_what_is_not_there(offline: OfflineBroker) -> None:
     refused = reset(offline, 0, topic="none")
     assert (refused.code, refused.remark) == (ResponseCode.TOPIC_NOT_EXIST, "Topic none does not exist")
