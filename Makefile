@@ -26,11 +26,14 @@ check: install ## format, lint, types, imports, unit and property tests, short s
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit tests/simulation
 	$(PYTEST) -m smoke tests/conformance
 
 test: install ## everything but what starts Apache: the tests of `check` and the official clients
-	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,tests/unit) tests/conformance
+	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,tests/unit tests/simulation) tests/conformance
+
+simulate: install ## a broker on a disk that loses power, fails and forgets: SEED=… ROUNDS=…, FAULT=all
+	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAULT),--fault "$(FAULT)")
 
 long: install ## full disks, 100,000 queues and other tests that take minutes or need root
 	$(PYTEST) tests/long
@@ -53,4 +56,4 @@ rewrite: install ## compile the protos and record golden files anew; read their 
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test long soak oracle bench bench-store rewrite
+.PHONY: help install demo check test simulate long soak oracle bench bench-store rewrite
