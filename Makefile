@@ -54,6 +54,7 @@ bench-store: install ## the store through its own API, beside what the machine c
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
+	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py
 	$(BIN)/ruff format --quiet .
 
 .PHONY: help install demo check test simulate long soak oracle bench bench-store rewrite

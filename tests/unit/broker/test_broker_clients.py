@@ -253,6 +253,21 @@ def test_an_answer_goes_to_the_requester_and_into_the_log() -> None:
     assert (stored.body, b"PUSH_REPLY_TIME" in stored.properties) == (b"answer", False)
 
 
+def test_an_answer_of_an_older_client_has_long_names() -> None:
+    offline, requester = OfflineBroker(), OfflineConnection()
+    offline.heartbeat("requester", producers=["p"], connection=requester)
+    long = {
+        "producerGroup": "repliers", "topic": "DefaultCluster_REPLY_TOPIC", "defaultTopic": "TBW102",
+        "defaultTopicQueueNums": 4, "queueId": 0, "sysFlag": 0, "bornTimestamp": 7, "flag": 0,
+        "properties": names.encode({"REPLY_TO_CLIENT": "requester"}).decode(),
+    }  # fmt: skip
+    asked = offline.ask(RequestCode.SEND_REPLY_MESSAGE, long, b"answer")
+    ((_, _, body, answer),) = requester.asked
+    assert body == b"answer"
+    answer.resolve(Command(0, 1))
+    assert asked.code == 0
+
+
 def test_an_answer_that_reaches_nobody_fails() -> None:
     offline = OfflineBroker(settings={"store_reply_message_enable": False})
     gone = offline.ask(RequestCode.SEND_REPLY_MESSAGE_V2, reply_fields(REPLY_TO_CLIENT="gone"), b"a")
