@@ -486,11 +486,12 @@ class Store:
         self._tick = None
         if self._failed or self._refusal is not None:
             return
+        self._writing_queues = True  # before messages are shown, which asks for this again
         self._write()
         if self._failed or self._stuck:
+            self._writing_queues = False
             self._arm()
             return
-        self._writing_queues = True
         seen, tails, writes = (self._seen, self._seen_ms), self._queues.take(), self._index.take()
         flush = self.flush() if not self._sync_flush else None
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from store_stage import Answer, HeldBackground, Stage
 
-from saturnmq.disk.simulated import Event, Operation, SimulatedDisk
+from saturnmq.disk.simulated import Event, Operation, SimulatedDisk, everything_survives
 from saturnmq.kernel.errors import FlushTimeout, ServiceUnavailable
 from saturnmq.store import commitlog, flush
 from saturnmq.store.store import Store
@@ -324,6 +324,28 @@ def test_every_write_has_its_room_before(seed: int, monkeypatch: pytest.MonkeyPa
         elif event.operation is Operation.WRITE and event.path.startswith("commitlog/"):
             assert event.offset + len(event.data) <= room[event.path]
     assert len(stage.all()) == 60
+
+
+def test_slow_writes_of_the_queues_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time to write them comes in a turn in which messages were appended."""
+    held = HeldBackground()
+    stage = Stage(reader=held, flush_disk_type="ASYNC_FLUSH").open()
+    for number in range(6):
+        stage.append(b"%d" % number)
+        with monkeypatch.context() as turn:
+            turn.setattr(stage.clock, "run_soon", lambda: None)
+            stage.clock.advance(1_500)
+        stage.clock.run_soon()
+        if number % 3 == 2:
+            held.go()
+    for _ in range(10):
+        stage.clock.advance(1_500)
+        held.go()
+    again = Stage(stage.disk.crashed(survives=everything_survives), clock=stage.clock)
+    files = again.store._queues.files
+    entries = [files.entry("consumequeue/Topic/0", offset)[0] for offset in range(6)]
+    assert again.open().bodies() == [b"%d" % number for number in range(6)]
+    assert entries == [stored.commit_log_offset for stored in again.all()]
 
 
 def test_stopping_refuses_appends_and_waits_for_the_disk() -> None:
