@@ -89,6 +89,8 @@ class Resets:
     def clone(self, source: str, group: str, topic: str | None, *, offline: bool) -> None:
         """The group goes on where the source is, in one topic or all. Not offline: only where the source subscribes,
         when any of it is connected."""
+        if self._groups.get(group) is None:
+            raise GroupNotFound(f"Group {group} does not exist")
         members = self._clients.consumer_group(source)
         for name in [topic] if topic else self._offsets.topics_of(source):
             unsubscribed = members is not None and members.subscriptions and name not in members.subscriptions

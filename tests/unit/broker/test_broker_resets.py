@@ -172,6 +172,11 @@ def test_an_operator_makes_one_group_go_on_where_another_is(offline: OfflineBrok
     assert committed(offline, "h") == 1
 
 
+def test_nobody_goes_on_under_a_name_that_no_group_can_have(offline: OfflineBroker) -> None:
+    refused = offline.ask(RequestCode.CLONE_GROUP_OFFSET, {"srcGroup": "g", "destGroup": "a b", "offline": True})
+    assert (refused.code, refused.remark) == (ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, "Group a b does not exist")
+
+
 def test_a_connected_group_is_followed_where_it_subscribes(offline: OfflineBroker) -> None:
     offline.heartbeat("c", consumers={"g": ["more"]})
     header = {"srcGroup": "g", "destGroup": "h", "topic": "orders", "offline": False}
