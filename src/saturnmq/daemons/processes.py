@@ -163,7 +163,8 @@ class Namesrv(Daemon):
         self.opened.push_async_callback(self.close_servers)
         handlers = nameserver_remoting.table(name_server)
         server = RemotingServer(handlers, self.clock, self.limits, self.metrics, "namesrv")
-        await self.listen("namesrv", server, name_server.config.listen_port)
+        address = await self.listen("namesrv", server, name_server.config.listen_port)
+        name_server.listens_on(address.port)
 
 
 class Broker(Daemon):
@@ -295,7 +296,8 @@ class Local(Broker):
 
         handlers = nameserver_remoting.table(name_server)
         names = RemotingServer(handlers, self.clock, self.limits, self.metrics, "namesrv")
-        await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
+        address = await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
+        name_server.listens_on(address.port)
 
         handlers = self.broker_handlers | nameserver_remoting.table(name_server, self._one_port)
         remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")

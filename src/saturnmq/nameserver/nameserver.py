@@ -36,6 +36,10 @@ class NameServer:
         self.routes = RouteTable(config, clock)
         self._started_ms = clock.steady_ms()
 
+    def listens_on(self, port: int) -> None:
+        """The port that it got, which is what operators are shown."""
+        self.config = self.routes.config = msgspec.structs.replace(self.config, listen_port=port)
+
     def check_ready(self) -> None:
         """Raises NotReady while brokers are still expected to register."""
         config = self.config
