@@ -143,7 +143,7 @@ class Timers:
         store, files = self._store, self._files
         low, high = store.min_offset(TIMER_TOPIC, 0), store.max_offset(TIMER_TOPIC, 0)
         offset = files.load(low, high).queue_offset
-        bound: Reply[int] = store.position_at(TIMER_TOPIC, 0, offset) if offset < high else store.end
+        bound: Reply[int] = store.position_at(TIMER_TOPIC, 0, offset) if offset < high else store.opened_at
 
         def opened(position: int) -> Reply[None]:
             check = self._attempts.later(lambda: files.open(position, low, high, crashed=store.crashed))

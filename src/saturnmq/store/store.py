@@ -131,7 +131,8 @@ class Store:
         self.clean = self._retention.clean
         #: since the start: messages appended and refused, reads with messages and without
         self.appended = self.refused = self.found = self.missed = 0
-        self._opened_at = 0
+        #: where the log ended then: what a thing of before the start points to behind it is lost
+        self.opened_at = 0
         self._lock: Lock | None = None
         self._checkpoint: Checkpoint
         self._abort: Abort
@@ -191,7 +192,7 @@ class Store:
         ).run()
         self._log.start(recovered.first, recovered.end)
         self._stored_ms = self._seen_ms = recovered.stored_ms
-        self._seen = self._queued = self._opened_at = recovered.end
+        self._seen = self._queued = self.opened_at = recovered.end
         self._commit = GroupCommit(
             self._log,
             checkpoint,
@@ -419,7 +420,7 @@ class Store:
     @property
     def appended_bytes(self) -> int:
         """Of the log since the start."""
-        return self._log.end - self._opened_at
+        return self._log.end - self.opened_at
 
     @property
     def unseen_bytes(self) -> int:

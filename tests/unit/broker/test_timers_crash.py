@@ -12,10 +12,13 @@ import pytest
 from saturnmq.broker import timers
 from saturnmq.disk.simulated import everything_survives, nothing_survives
 from saturnmq.kernel import properties as names
+from saturnmq.kernel.message import Message
 from saturnmq.store import timercheck
 from saturnmq.store.store import Store
 from saturnmq.store.timercheck import TimerCheck
 from saturnmq.store.timerfiles import Changes, TimerFiles
+from saturnmq.testing.clock import VirtualClock
+from saturnmq.testing.offline import OfflineBroker
 from saturnmq.testing.timers import History, TimerStage, sectors
 
 #: of the scenario
@@ -147,3 +150,27 @@ def test_an_early_timer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "slot_of_due", lambda due_ms, precision_ms: (due_ms - 1001) // 1000 * 1000)
     with pytest.raises(AssertionError, match="early"):
         crash_everywhere("SYNC_FLUSH", "killed")
+
+
+def test_entries_of_messages_that_a_power_cut_took_lead_nowhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when others have their place in the log before the timers begin."""
+    offline = OfflineBroker()
+    offline.send("orders", b"x" * 100, TIMER_DELAY_MS="2000")
+    offline.clock.advance(100)
+    disk = offline.disk.crashed(
+        None, lambda event: nothing_survives(event) if event.path.startswith("commitlog/") else ((0, 1 << 20),)
+    )
+    assert any(disk.read_file(f"timerlog/{0:020d}"))
+    open_store = Store.open
+
+    def open_and_append(store: Store) -> None:
+        open_store(store)
+        store.append([Message("others", 0, b"y" * 2000, b"", offline.clock.now_ms(), bytes(8))])
+
+    monkeypatch.setattr(Store, "open", open_and_append)
+    again = OfflineBroker(disk, VirtualClock(offline.clock.now_ms()))
+    again.clock.advance(10_000)
+    assert again.stored("orders") == []
+    assert "lost" not in caplog.text
