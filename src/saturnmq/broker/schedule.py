@@ -41,7 +41,7 @@ class _File(msgspec.Struct, rename="camel"):
 class _Level:
     """One level: a queue of SCHEDULE_TOPIC_XXXX, in the order in which its messages become due."""
 
-    __slots__ = ("busy", "delay_ms", "due_ms", "number", "offset", "timer")
+    __slots__ = ("busy", "delay_ms", "due_ms", "number", "offset", "seen_end", "seen_ms", "timer")
 
     def __init__(self, number: int, delay_ms: int) -> None:
         self.number, self.delay_ms = number, delay_ms
@@ -49,6 +49,8 @@ class _Level:
         self.offset = 0
         #: when that one is due; None until it was looked at
         self.due_ms: int | None = None
+        #: messages from the future up to this offset have been there since then
+        self.seen_end = self.seen_ms = 0
         self.timer: Timer | None = None
         self.busy = False
 
@@ -175,8 +177,7 @@ class DelayLevels:
         for data, offset in zip(found.records, found.offsets, strict=True):
             stored = record.decode(data)
             if level.due_ms is None:
-                # of a message from the future (the wall clock was put back) only the delay is believed
-                level.due_ms = min(stored.stored_ms, now_ms) + level.delay_ms
+                level.due_ms = self._stored_ms(level, offset, stored.stored_ms, now_ms) + level.delay_ms
             if level.due_ms > now_ms:
                 level.timer = self._clock.call_at(level.due_ms, lambda: self._look(level))
                 return
@@ -203,6 +204,15 @@ class DelayLevels:
                 )
             self._advance(level, offset + 1)
         self._look_soon(level)
+
+    def _stored_ms(self, level: _Level, offset: int, stored_ms: int, now_ms: int) -> int:
+        """Since when a message waits. One from the future (the wall clock was put back, and the broker started since)
+        waits since it was first seen, with all that were there with it."""
+        if stored_ms <= now_ms:
+            return stored_ms
+        if offset >= level.seen_end:
+            level.seen_end, level.seen_ms = self._store.max_offset(SCHEDULE_TOPIC, level.number - 1), now_ms
+        return level.seen_ms
 
     def _advance(self, level: _Level, offset: int) -> None:
         level.offset, level.due_ms = offset, None

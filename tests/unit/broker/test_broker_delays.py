@@ -110,7 +110,8 @@ def test_what_became_due_while_the_broker_was_down_is_delivered_at_start() -> No
 def test_a_clock_that_was_put_back_delays_by_the_level_at_most() -> None:
     offline = OfflineBroker()
     offline.clock.advance(3_600_000)
-    offline.send("orders", DELAY="1")
+    for number in range(100):
+        offline.send("orders", b"%d" % number, DELAY="1")
     offline.stop()
     offline.clock._now_ms -= 3_600_000
     offline.clock._timers.clear()
@@ -118,7 +119,12 @@ def test_a_clock_that_was_put_back_delays_by_the_level_at_most() -> None:
     again.clock.advance(999)
     assert again.stored("orders") == []
     again.clock.advance(1)
-    assert len(again.stored("orders")) == 1
+    assert len(again.stored("orders")) == 100, "all of them together"
+    again.send("orders", b"another", DELAY="1")
+    again.clock.advance(999)
+    assert len(again.stored("orders")) == 100
+    again.clock.advance(1)
+    assert len(again.stored("orders")) == 101
 
 
 def test_an_idle_level_has_no_timer() -> None:
