@@ -9,6 +9,8 @@ from typing import TypeAlias
 Place: TypeAlias = tuple[str, int, int]
 #: group, topic, queue id
 Progress: TypeAlias = tuple[str, str, int]
+#: a group is done with a message: group, body, and which copy of it in the retry topic; -1 for the message itself
+Done: TypeAlias = tuple[str, bytes, int]
 #: path, byte, bit; bit -1: the whole sector from that byte on
 Flip: TypeAlias = tuple[str, int, int]
 
@@ -48,8 +50,7 @@ class Facts:
     delayed: set[bytes] = field(default_factory=set)
     #: names of delayed messages that arrived where they go to
     came: set[str] = field(default_factory=set)
-    #: group, body
-    acknowledged: set[tuple[str, bytes]] = field(default_factory=set)
+    acknowledged: set[Done] = field(default_factory=set)
     #: offsets that were written, durably
     written: dict[Progress, int] = field(default_factory=dict)
 
@@ -62,8 +63,8 @@ class History(Facts):
     bodies: dict[bytes, str] = field(default_factory=dict)
     #: when a delayed message may come, whoever was told
     due: dict[bytes, int] = field(default_factory=dict)
-    #: group, body: acknowledged or not, nobody knows
-    unsure: set[tuple[str, bytes]] = field(default_factory=set)
+    #: acknowledged or not, nobody knows
+    unsure: set[Done] = field(default_factory=set)
     #: names of delayed messages that arrived, if what followed was flushed
     came_unsure: set[str] = field(default_factory=set)
     #: every offset ever committed

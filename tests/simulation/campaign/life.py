@@ -9,11 +9,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from campaign.history import PAD, Facts, History, Progress, key_of, must, name
+from campaign.history import PAD, Done, Facts, History, Progress, key_of, must, name
 from campaign.process import HOUR_MS, POP_GROUPS, PULL_GROUPS, TOPICS, Process, Settings
 from saturnmq.disk.simulated import Operation, SimulatedDisk
 from saturnmq.kernel import properties
 from saturnmq.kernel.errors import SaturnError
+from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.ports import Delivery, PopRequest, PopResult, PullRequest, PullResult, SendReceipt, SendRequest
@@ -48,9 +49,8 @@ class Life(Process):
         self.history = history
         self.told: list[tuple[int, Facts]] = []
         self.sent = self.deleted_files = self.faults = 0
-        self._acknowledged: set[tuple[str, bytes]] = set()
-        #: group, body, delivery
-        self._hands: list[tuple[str, bytes, Delivery]] = []
+        self._acknowledged: set[Done] = set()
+        self._hands: list[tuple[Done, Delivery]] = []
         super().__init__(disk, clock, chance, settings)
 
     def watch(self) -> None:
@@ -189,35 +189,41 @@ class Life(Process):
         )  # fmt: skip
         self._ask(self.broker.pop(request), lambda result: self._hands.extend(self._popped(request, result)))
 
-    def _popped(self, request: PopRequest, result: PopResult) -> list[tuple[str, bytes, Delivery]]:
+    def _popped(self, request: PopRequest, result: PopResult) -> list[tuple[Done, Delivery]]:
         taken = []
         for popped in result.messages:
             body = decode(popped.record, check_crc=True).body
-            key = (request.group, body)
-            # a delayed message may be delivered twice: then there are two
-            again = key in self.history.acknowledged or key in self._acknowledged
-            must(body in self.history.due or not again, 4, f"{name(body)} comes back to {request.group}, which is done")
+            copy = -1 if popped.topic_kind is TopicKind.NORMAL else popped.queue_offset
+            done = request.group, body, copy
+            self._check_not_done(done)
             delivery = Delivery(
                 group=request.group, topic=request.topic, topic_kind=popped.topic_kind, queue_id=popped.queue_id,
                 queue_offset=popped.queue_offset, start_offset=popped.start_offset, pop_ms=result.pop_ms,
                 invisible_ms=result.invisible_ms, revive_queue_id=result.revive_queue_id,
             )  # fmt: skip
-            taken.append((*key, delivery))
+            taken.append((done, delivery))
         return taken
+
+    def _check_not_done(self, done: Done) -> None:
+        """A crash may repeat the copy of a message whose lease is over, and a delayed message."""
+        group, body, _ = done
+        for acknowledged in (self.history.acknowledged, self._acknowledged):
+            again = done in acknowledged or (group, body, -1) in acknowledged
+            must(body in self.history.due or not again, 4, f"{name(body)} comes back to {group}, which is done")
 
     def acknowledge(self) -> None:
         if self._hands:
-            group, body, delivery = self._hands.pop(self.chance.randrange(len(self._hands)))
-            self.history.unsure.add((group, body))
-            self._ask(self.broker.ack(delivery), lambda _: self._acked(group, body))
+            done, delivery = self._hands.pop(self.chance.randrange(len(self._hands)))
+            self.history.unsure.add(done)
+            self._ask(self.broker.ack(delivery), lambda _: self._acked(done))
 
-    def _acked(self, group: str, body: bytes) -> None:
-        self._acknowledged.add((group, body))
-        self.tell(Facts(acknowledged={(group, body)}))
+    def _acked(self, done: Done) -> None:
+        self._acknowledged.add(done)
+        self.tell(Facts(acknowledged={done}))
 
     def change(self) -> None:
         if self._hands:
-            _, _, delivery = self._hands.pop(self.chance.randrange(len(self._hands)))
+            _, delivery = self._hands.pop(self.chance.randrange(len(self._hands)))
             self._ask(self.broker.change_invisible(delivery, self.chance.choice((0, 1_000, 30_000))), _heard)
 
     def drain(self, group: str) -> set[bytes]:
@@ -228,7 +234,7 @@ class Life(Process):
             for topic in TOPICS:
                 self.pop_some(group, topic, 32, 60_000)
                 self.clock.advance(500)
-                for _, body, delivery in self._hands:
+                for (_, body, _), delivery in self._hands:
                     got.add(body)
                     self.wait(self.broker.ack(delivery))
                 self._hands.clear()

@@ -191,11 +191,10 @@ class Campaign:
 
     def _drain(self, life: Life, group: str) -> None:
         history = self.history
-        got = life.drain(group)
+        got = life.drain(group) | history.damaged
+        got.update(body for who, body, _ in history.acknowledged | history.unsure if who == group)
         for place, body in history.sent.items():
-            key = (group, body)
-            owed = key not in history.acknowledged and key not in history.unsure and body not in history.damaged
-            if owed and body not in got:
+            if body not in got:
                 must(is_old(life, history, body), 4, f"{group} never gets {name(body)} of {place}")
 
     def _delayed_came(self, life: Life) -> None:
