@@ -8,10 +8,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from harness.admin import Admin, AdminError, RemotingConnection
+from harness.processes import Processes, route, wait_for_route
 from harness.remoting import Received, RemotingClient, RemotingMessage, RemotingProcess, RemotingPush, wait_shared
 from harness.remoting_fixtures import SOURCES, client_of, start
 from harness.servers import Server, free_broker_port, free_port, only_saturn
@@ -242,6 +244,39 @@ def test_running_consumers_change_over(java_remoting: RemotingClient, modes: Mod
     send(java_remoting, topic, 20, first=200)
     came = collected([staying], 20)
     assert set(came) >= set(range(200, 220)), came
+
+
+@only_saturn
+def test_brokers_share_the_queues_of_all_of_them(
+    tmp_path: Path, remoting_process: Callable[[str], RemotingProcess]
+) -> None:
+    """Each asks its NameServer where the others have queues of the topic, so that all say the same."""
+    with ExitStack() as opened:
+        processes = Processes(tmp_path, opened)
+        names = processes.namesrv().ready["namesrv"]
+        brokers = {name: processes.broker("-n", names, name=name).ready["broker"] for name in ("broker-a", "broker-b")}
+        wait_for_route(names, brokers)
+        client = RemotingClient(remoting_process("java"), names)
+        group = "of-both"
+        for address in brokers.values():
+            admin, modes = Admin(names, address), Modes(address)
+            admin.create_topic(queues=2, name="both")
+            modes.put("both", admin.create_group(name=group), "PULL")
+            admin.close()
+            modes.close()
+        wait_until(lambda: set(route(names, "both")) == set(brokers))
+        pulling = [join(client, group, "both") for _ in range(2)]
+        wait_until(lambda: sorted(len(consumer.queues("both")) for consumer in pulling) == [2, 2])
+        client.producer().send([RemotingMessage("both", b"%d" % number, queue_id=number % 2) for number in range(40)])
+        assert collected(pulling, 40) == Counter(range(40))
+        client.close_all()
+
+
+def wait_until(comes_true: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not comes_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ refused. One thing differs: an expression ends where it is understood to end. Ap
 
 A property that is missing or empty is NULL. A comparison with NULL is unknown, and only what is true passes.
 
-Imported when the first such filter comes: the parser generator takes a tenth of a second and 5 MB.
+Imported when the first such filter comes: the parser generator takes a tenth of a second and 3 MB.
 Source: filter/parser/SelectorParser.jj, filter/expression/.
 """
 
