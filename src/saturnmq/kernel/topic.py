@@ -51,6 +51,7 @@ SYSTEM_TOPICS = frozenset(
 NO_SEND_TOPICS = frozenset(
     {
         SCHEDULE_TOPIC,
+        TIMER_TOPIC,
         HALF_TOPIC,
         OP_HALF_TOPIC,
         TRANS_CHECK_MAX_TIME_TOPIC,

@@ -9,6 +9,8 @@ Bodies are base64, durations milliseconds.
     {"id": 2, "do": "open", "what": "simple", …, "group": "g", "subscriptions": {"t": "a || b"}, "await_ms": 5000}
     {"id": 3, "do": "open", "what": "push", …, "group": "g", "subscriptions": {…}, "failures": 1}
     {"id": 4, "do": "send", "name": "p", "mode": "sync" or "async", "messages": [MESSAGE]}     → {"ids": […]}
+                                                                   sync, where the client can recall: "handles": […] too
+    {"id": 4, "do": "recall", "name": "p", "topic": "t", "handle": "…"}                        → {"id": "…"}
     {"id": 5, "do": "receive", "name": "c", "max": 16, "invisible_ms": 10000}    → {"messages": [DELIVERY]}
     {"id": 6, "do": "ack", "name": "c", "refs": [7]}
     {"id": 7, "do": "invisible", "name": "c", "ref": 7, "invisible_ms": 1000}
@@ -55,9 +57,11 @@ class Message:
     keys: tuple[str, ...] = ()
     properties: Mapping[str, str] = field(default_factory=dict)
     message_group: str | None = None
+    #: when it is to be delivered, at the earliest
+    deliver_ms: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        return {
+        fields = {
             "topic": self.topic,
             "body": base64.b64encode(self.body).decode(),
             "tag": self.tag,
@@ -65,6 +69,7 @@ class Message:
             "properties": dict(self.properties),
             "message_group": self.message_group,
         }
+        return fields if self.deliver_ms is None else {**fields, "deliver_ms": self.deliver_ms}
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,15 @@ class Producer:
         """Message ids, in order."""
         fields = [message.fields() for message in messages]
         return list(self.process.call("send", name=self.name, mode=mode, messages=fields)["ids"])
+
+    def send_recallable(self, message: Message) -> tuple[str, str]:
+        """Its id, and what recalls it."""
+        answer = self.process.call("send", name=self.name, mode="sync", messages=[message.fields()])
+        return answer["ids"][0], answer["handles"][0]
+
+    def recall(self, topic: str, handle: str) -> str:
+        """The message's id."""
+        return str(self.process.call("recall", name=self.name, topic=topic, handle=handle)["id"])
 
     def send_unchecked(self, messages: Iterable[Message]) -> list[int]:
         """Status codes of sends that pass by the client's own checks; Python only."""

@@ -41,10 +41,12 @@ class RemotingMessage(Message):
     """A message to send, with what only Remoting clients can ask for."""
 
     delay_level: int = 0
+    #: TIMER_DELAY_SEC, TIMER_DELAY_MS, TIMER_DELIVER_MS
+    timers: Mapping[str, str] = field(default_factory=dict)
     queue_id: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        fields = super().fields()
+        fields = {**super().fields(), "timers": dict(self.timers)}
         if self.delay_level:
             fields["delay_level"] = self.delay_level
         if self.queue_id is not None:
@@ -69,6 +71,8 @@ class Receipt:
     offset_id: str
     queue_id: int
     queue_offset: int
+    #: Java's client of version 5 only
+    recall_handle: str | None = None
 
 
 def received_of(fields: Mapping[str, Any], *, failed: bool = False) -> Received:
@@ -124,6 +128,10 @@ class RemotingProducer:
     def request(self, message: Message, timeout_ms: int = 10_000) -> Received:
         answer = self.process.call("request", name=self.name, message=message.fields(), timeout_ms=timeout_ms)
         return received_of(answer["message"])
+
+    def recall(self, topic: str, handle: str) -> str:
+        """The message's id. Java's client of version 5 only."""
+        return str(self.process.call("recall", name=self.name, topic=topic, handle=handle)["id"])
 
     def offsets(self, topic: str, queue_id: int, stored_ms: int) -> dict[str, int]:
         """`min`, `max`, `at` (the first stored at or after `stored_ms`), `earliest_ms`. The Java client only."""

@@ -78,7 +78,7 @@ def start_apache(home: Path) -> Server:
         "BROKER_PORT": str(broker),
         "GRPC_PORT": str(grpc),
         "PROXY_PORT": str(proxy_remoting),
-        "BROKER_CONF": "enablePropertyFilter=true",
+        "BROKER_CONF": "enablePropertyFilter=true;recallMessageEnable=true",
     }
     apache.start("namesrv", namesrv, **addresses)
     apache.start("local", broker, grpc, proxy_remoting, **addresses)

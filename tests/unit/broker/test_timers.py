@@ -98,6 +98,11 @@ def test_what_is_no_number_is_refused(offline: OfflineBroker, value: str) -> Non
     assert (response.code, "TIMER_DELAY_SEC" in response.remark) == (ResponseCode.MESSAGE_ILLEGAL, True)
 
 
+def test_nobody_sends_into_the_timer_topic_itself(offline: OfflineBroker) -> None:
+    """Where messages wait with the names of their real topics: any topic, whoever may send there."""
+    assert offline.send("rmq_sys_wheel_timer", b"x").code == ResponseCode.NO_PERMISSION
+
+
 def test_nothing_is_taken_without_the_wheel() -> None:
     offline = started(timer_wheel_enable=False)
     response = offline.send("orders", TIMER_DELAY_SEC="5")

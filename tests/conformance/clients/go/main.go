@@ -26,6 +26,7 @@ type message struct {
 	Properties   map[string]string `json:"properties"`
 	Body         []byte            `json:"body"` // base64 in JSON
 	MessageGroup *string           `json:"message_group"`
+	DeliverMs    *int64            `json:"deliver_ms,omitempty"`
 	Attempt      int32             `json:"attempt"`
 	Ref          int               `json:"ref,omitempty"`
 	// the client hands corrupted messages to nobody
@@ -119,6 +120,9 @@ func (m message) built() *rmq.Message {
 	}
 	if m.MessageGroup != nil {
 		built.SetMessageGroup(*m.MessageGroup)
+	}
+	if m.DeliverMs != nil {
+		built.SetDelayTimestamp(time.UnixMilli(*m.DeliverMs))
 	}
 	return built
 }

@@ -62,6 +62,7 @@ type outgoing struct {
 	Keys       []string          `json:"keys"`
 	Properties map[string]string `json:"properties"`
 	DelayLevel int               `json:"delay_level"`
+	Timers     map[string]string `json:"timers"`
 	QueueID    *int              `json:"queue_id"`
 }
 
@@ -462,6 +463,9 @@ func (fields outgoing) build() *primitive.Message {
 	}
 	if fields.DelayLevel != 0 {
 		msg.WithDelayTimeLevel(fields.DelayLevel)
+	}
+	for name, value := range fields.Timers {
+		msg.WithProperty(name, value) // this client knows levels only
 	}
 	if fields.QueueID != nil {
 		msg.Queue = &primitive.MessageQueue{QueueId: *fields.QueueID}

@@ -45,6 +45,7 @@ function optionsOf(message) {
   };
   if (message.tag) options.tag = message.tag;
   if (message.message_group) options.messageGroup = message.message_group;
+  if (message.deliver_ms) options.deliveryTimestamp = new Date(message.deliver_ms);
   return options;
 }
 
@@ -98,9 +99,16 @@ const requests = {
       const receipts = await Promise.all(messages.map((message) => producer.send(message)));
       return { ids: receipts.map((receipt) => receipt.messageId) };
     }
-    const ids = [];
-    for (const message of messages) ids.push((await producer.send(message)).messageId);
-    return { ids };
+    const receipts = [];
+    for (const message of messages) receipts.push(await producer.send(message));
+    return {
+      ids: receipts.map((receipt) => receipt.messageId),
+      handles: receipts.map((receipt) => receipt.recallHandle),
+    };
+  },
+
+  async recall(request) {
+    return { id: (await opened.get(request.name).recallMessage(request.topic, request.handle)).messageId };
   },
 
   async receive(request) {

@@ -71,6 +71,7 @@ class Client:
         self.requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "open": self.open,
             "send": self.send,
+            "recall": self.recall,
             "receive": self.receive,
             "ack": self.ack,
             "invisible": self.invisible,
@@ -112,7 +113,13 @@ class Client:
                 return {"codes": [send_unchecked(producer, message) for message in messages]}
             case other:
                 raise ValueError(f"send how? {other}")
-        return {"ids": [receipt.message_id for receipt in receipts]}
+        return {
+            "ids": [receipt.message_id for receipt in receipts],
+            "handles": [receipt.recall_handle for receipt in receipts],
+        }
+
+    def recall(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"id": self.opened[request["name"]].recall_message(request["topic"], request["handle"])}
 
     def receive(self, request: dict[str, Any]) -> dict[str, Any]:
         consumer = self.opened[request["name"]]
@@ -151,6 +158,8 @@ def message_of(fields: dict[str, Any]) -> Message:
         message.add_property(key, value)
     if fields["message_group"]:
         message.message_group = fields["message_group"]
+    if "deliver_ms" in fields:
+        message.delivery_timestamp = fields["deliver_ms"] // 1000  # this client's times are seconds
     return message
 
 

@@ -43,11 +43,12 @@ public final class Client {
     /** What a request may carry; absent fields stay null or 0. */
     record Request(int id, String Do, String what, String name, String endpoints, boolean tls, List<String> topics,
                    String group, Map<String, String> subscriptions, boolean sql, long awaitMs, int failures, String mode,
-                   List<Fields> messages, int max, long invisibleMs, List<Integer> refs, int ref) { }
+                   List<Fields> messages, int max, long invisibleMs, List<Integer> refs, int ref, String topic,
+                   String handle) { }
 
     /** A message as the line protocol writes it. */
     record Fields(String id, String topic, String tag, List<String> keys, Map<String, String> properties, String body,
-                  String messageGroup, int attempt, boolean corrupted, int ref) { }
+                  String messageGroup, int attempt, boolean corrupted, int ref, Long deliverMs) { }
 
     interface Action {
         Map<String, ?> run(Request request) throws Exception;
@@ -65,7 +66,8 @@ public final class Client {
     private final Map<Integer, MessageView> held = new ConcurrentHashMap<>();
     private final AtomicInteger references = new AtomicInteger();
     private final Map<String, Action> actions = Map.of("open", this::open, "send", this::send,
-        "receive", this::receive, "ack", this::ack, "invisible", this::invisible, "close", this::close);
+        "recall", this::recall, "receive", this::receive, "ack", this::ack, "invisible", this::invisible,
+        "close", this::close);
 
     private static synchronized void write(Object line) {
         OUT.println(GSON.toJson(line));
@@ -110,6 +112,7 @@ public final class Client {
     private Map<String, ?> send(Request request) throws Exception {
         Producer producer = (Producer) opened.get(request.name());
         List<String> ids = new ArrayList<>();
+        List<String> handles = new ArrayList<>();
         if ("async".equals(request.mode())) {
             List<CompletableFuture<SendReceipt>> receipts = new ArrayList<>();
             for (Fields fields : request.messages()) {
@@ -120,10 +123,17 @@ public final class Client {
             }
         } else {
             for (Fields fields : request.messages()) {
-                ids.add(producer.send(built(fields)).getMessageId().toString());
+                SendReceipt receipt = producer.send(built(fields));
+                ids.add(receipt.getMessageId().toString());
+                handles.add(receipt.getRecallHandle());
             }
         }
-        return Map.of("ids", ids);
+        return Map.of("ids", ids, "handles", handles);
+    }
+
+    private Map<String, ?> recall(Request request) throws Exception {
+        Producer producer = (Producer) opened.get(request.name());
+        return Map.of("id", producer.recallMessage(request.topic(), request.handle()).getMessageId().toString());
     }
 
     private static Message built(Fields fields) {
@@ -139,6 +149,9 @@ public final class Client {
         if (fields.messageGroup() != null) {
             builder.setMessageGroup(fields.messageGroup());
         }
+        if (fields.deliverMs() != null) {
+            builder.setDeliveryTimestamp(fields.deliverMs());
+        }
         return builder.build();
     }
 
@@ -150,7 +163,7 @@ public final class Client {
         return new Fields(view.getMessageId().toString(), view.getTopic(), view.getTag().orElse(null),
             List.copyOf(new TreeSet<>(view.getKeys())), new TreeMap<>(view.getProperties()),
             Base64.getEncoder().encodeToString(bytes), view.getMessageGroup().orElse(null), view.getDeliveryAttempt(),
-            false, reference);
+            false, reference, null);
     }
 
     private Map<String, ?> receive(Request request) throws Exception {

@@ -40,6 +40,7 @@ import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageAccessor;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
 
@@ -101,6 +102,7 @@ public final class Client {
         return switch (request.getString("do")) {
             case "open" -> open(request);
             case "send" -> send(request);
+            case "recall" -> recall(request);
             case "request" -> request(request);
             case "offsets" -> offsets(request);
             case "poll" -> poll(request);
@@ -180,6 +182,22 @@ public final class Client {
                 throw new IllegalArgumentException("send how? " + request);
         }
         return JSONObject.of("receipts", receipts);
+    }
+
+    /** By reflection: the client of version 4 has no such method. */
+    private JSONObject recall(JSONObject request) throws Exception {
+        DefaultMQProducer producer = producers.get(request.getString("name"));
+        Object id = DefaultMQProducer.class.getMethod("recallMessage", String.class, String.class)
+            .invoke(producer, request.getString("topic"), request.getString("handle"));
+        return JSONObject.of("id", id);
+    }
+
+    private static Object recallHandle(SendResult result) {
+        try {
+            return SendResult.class.getMethod("getRecallHandle").invoke(result);
+        } catch (ReflectiveOperationException none) {
+            return null;
+        }
     }
 
     private static CompletableFuture<SendResult> sendLater(DefaultMQProducer producer, Message message, MessageQueue queue)
@@ -380,6 +398,9 @@ public final class Client {
         if (fields.containsKey("delay_level")) {
             message.setDelayTimeLevel(fields.getIntValue("delay_level"));
         }
+        if (fields.containsKey("timers")) {
+            fields.getJSONObject("timers").forEach((key, value) -> MessageAccessor.putProperty(message, key, (String) value));
+        }
         return message;
     }
 
@@ -400,7 +421,8 @@ public final class Client {
             "id", result.getMsgId(),
             "offset_id", result.getOffsetMsgId(),
             "queue_id", result.getMessageQueue().getQueueId(),
-            "queue_offset", result.getQueueOffset());
+            "queue_offset", result.getQueueOffset(),
+            "recall_handle", recallHandle(result));
     }
 
     private static JSONArray describe(List<MessageExt> messages) {
