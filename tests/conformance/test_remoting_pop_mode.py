@@ -49,8 +49,10 @@ class Modes:
 
     def _offset(self, topic: str, group: str, queue_id: int) -> int:
         try:
-            fields = {"topic": topic, "consumerGroup": group, "queueId": str(queue_id)}
-            return int(self._connection.ask(QUERY_CONSUMER_OFFSET, **fields)[1]["offset"])
+            _, fields = self._connection.ask(
+                QUERY_CONSUMER_OFFSET, topic=topic, consumerGroup=group, queueId=str(queue_id)
+            )
+            return int(fields["offset"])
         except AdminError:
             return 0
 
