@@ -43,6 +43,8 @@ class TimerHandlers:
         return Response(body=self._broker.timers.metrics.encode())
 
     def switch_engine(self, command: Command, connection: RemotingConnection) -> Response:
+        if command.fields.get("E_T") == "F":
+            return Response()
         raise InvalidParameter(
             "SaturnMQ has one timer engine, the wheel (F); the other one, RocksDB (R), is Apache's only"
         )

@@ -228,6 +228,7 @@ def test_the_check_point() -> None:
 def test_there_is_one_engine() -> None:
     response = started().ask(RequestCode.SWITCH_TIMER_ENGINE, {"E_T": "R"})
     assert (response.code, "RocksDB" in response.remark) == (ResponseCode.INVALID_PARAMETER, True)
+    assert started().ask(RequestCode.SWITCH_TIMER_ENGINE, {"E_T": "F"}).code == ResponseCode.SUCCESS
 
 
 def test_how_far_behind() -> None:
