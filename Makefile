@@ -51,10 +51,13 @@ bench: install ## figures beside Apache, in turn on this machine
 bench-store: install ## the store through its own API, beside what the machine can do; 30 GB of disk
 	$(BIN)/python bench/store.py
 
+bench-timers: install ## how exactly delayed messages come, beside Apache; PENDING=10000000 for the memory of what waits
+	$(BIN)/python bench/timers.py $(if $(PENDING),--pending $(PENDING))
+
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate long soak oracle bench bench-store rewrite
+.PHONY: help install demo check test simulate long soak oracle bench bench-store bench-timers rewrite

@@ -15,6 +15,8 @@ from saturnmq.kernel.errors import IllegalOperation, InvalidReceiptHandle
 
 #: of 64 bits with a sign
 MAX_NUMBER = (1 << 63) - 1
+#: what has more is no time of day, and may have more digits than Python turns into a number
+_TIME_DIGITS = 19
 
 
 class TopicKind(IntEnum):
@@ -115,5 +117,5 @@ class RecallHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if len(fields) < 5 or fields[0] != "v1":
             raise IllegalOperation("recall handle is invalid")
         _, topic, broker_name, time, message_id, *_ = fields
-        time_ms = int(time) if time.isascii() and time.isdigit() else -1
+        time_ms = int(time) if time.isascii() and time.isdigit() and len(time) < _TIME_DIGITS else -1
         return cls(topic=topic, broker_name=broker_name, time_ms=time_ms, message_id=message_id)

@@ -23,7 +23,7 @@ from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.host import unpack
 from saturnmq.kernel.message import StoredMessage
 from saturnmq.kernel.topic import SCHEDULE_TOPIC
-from saturnmq.store import checkpoint, foreign, indexfile
+from saturnmq.store import checkpoint, foreign, indexfile, timerlog
 from saturnmq.store.consumequeue import DIRECTORY as QUEUES
 from saturnmq.store.consumequeue import ENTRY, ENTRY_BYTES, FILLER_SIZE
 from saturnmq.store.scan import (
@@ -49,8 +49,7 @@ LOCK = "lock"
 
 _CHUNK_ITEMS = 64 * 1024
 #: store/timer/TimerLog.java
-_TIMER_UNIT = Struct(">iqiqiqiiq")
-_TIMER_MAGICS = {1: "default", 2: "roll", 4: "delete"}
+_TIMER_MAGICS = {timerlog.DEFAULT: "default", timerlog.ROLL: "roll", timerlog.DELETE: "delete"}
 #: store/timer/Slot.java; its time counts units of timerPrecisionMs, a second
 _TIMER_SLOT = Struct(">qqqii")
 _TIMER_CHECK = Struct(">qqqqqqq")
@@ -505,22 +504,26 @@ def _timer_log_directory(disk: Disk, path: str, wanted: Wanted, config: StoreCon
 
 def _timer_log(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> Iterator[Line]:
     first = int(basename(path)) if is_log_name(basename(path)) else 0
-    start = max(0, (wanted.start or 0) - first) // _TIMER_UNIT.size
-    at = first + start * _TIMER_UNIT.size
-    for unit in _items(disk, path, _TIMER_UNIT, start * _TIMER_UNIT.size):
+    start = max(0, (wanted.start or 0) - first) // timerlog.UNIT_BYTES
+    at = first + start * timerlog.UNIT_BYTES
+    for unit in _items(disk, path, timerlog.UNIT, start * timerlog.UNIT_BYTES):
         size, previous, magic, written_ms, delay_ms, position, record_size, topic_hash, _ = unit
-        if size != _TIMER_UNIT.size:
+        if size != timerlog.UNIT_BYTES:
             break
         yield Line(
             "unit",
             {
-                "position": at, "previous": previous, "magic": _TIMER_MAGICS.get(magic, magic),
+                "position": at, "previous": previous, "magic": _timer_magic(magic),
                 "written_ms": written_ms, "due_ms": written_ms + delay_ms, "record": position,
                 "record_size": record_size, "topic_hash": topic_hash,
             },
         )  # fmt: skip
-        at += _TIMER_UNIT.size
+        at += timerlog.UNIT_BYTES
     yield Line("end", {"position": at})
+
+
+def _timer_magic(magic: int) -> str:
+    return "+".join(name for bit, name in _TIMER_MAGICS.items() if magic & bit)
 
 
 def _timer_wheel(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> Iterator[Line]:
@@ -530,11 +533,18 @@ def _timer_wheel(disk: Disk, path: str, wanted: Wanted, config: StoreConfig) -> 
         offset = (wanted.start or 0) * _TIMER_SLOT.size
         while (found := first_data(file, offset)) is not None:
             index = found // _TIMER_SLOT.size
-            seconds, first, last, count, _ = _TIMER_SLOT.unpack(
+            units, first, last, count, _ = _TIMER_SLOT.unpack(
                 file.pread(_TIMER_SLOT.size, index * _TIMER_SLOT.size).ljust(_TIMER_SLOT.size, b"\0")
             )
             yield Line(
-                "slot", {"number": index, "due_ms": seconds * 1000, "first": first, "last": last, "count": count}
+                "slot",
+                {
+                    "number": index,
+                    "due_ms": units * config.timer_precision_ms,
+                    "first": first,
+                    "last": last,
+                    "count": count,
+                },
             )
             offset = (index + 1) * _TIMER_SLOT.size
     finally:

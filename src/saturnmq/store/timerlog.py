@@ -174,6 +174,7 @@ class TimerLog:
         first, limit = self.find()
         for start in range(limit - self.file_size, first - 1, -self.file_size):
             if start >= position > first:
+                self._open_files.drop(self.path(start))
                 self._disk.unlink(self.path(start))
             elif position < start + self.file_size:
                 zero_tail(self._disk, self.path(start), max(0, position - start), self.file_size)

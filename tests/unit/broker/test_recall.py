@@ -118,6 +118,14 @@ def _stopped(stage: TimerStage) -> Any:
     return msgspec.structs.replace(stage.config, timer_stop_enqueue=True)
 
 
+@pytest.mark.parametrize("time", ["x", "-5", "", "1" * 5000])
+def test_a_time_that_is_none(time: str) -> None:
+    broker = started()
+    broker.send("orders")
+    response = recall(broker, _encode(f"v1 orders broker-a {time} A"))
+    assert (response.code, response.remark) == (ResponseCode.ILLEGAL_OPERATION, "recall failed, timestamp invalid")
+
+
 def test_what_is_no_handle() -> None:
     broker = started()
     broker.send("orders")
