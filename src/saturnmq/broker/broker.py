@@ -28,7 +28,7 @@ from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
 from saturnmq.kernel.errors import IllegalTopic, InvalidParameter
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Reply, chain, gather
+from saturnmq.kernel.later import Reply, after, chain, gather
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, TIMER_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
@@ -147,7 +147,8 @@ class Broker:
 
     def delete_topics(self, topics: list[str]) -> Reply[None]:
         """Delete them, all or none, with what stands in them and what groups know of them, and where pop keeps what
-        groups did not acknowledge. One that is not there is deleted already. Raises IllegalTopic, InvalidParameter."""
+        groups did not acknowledge. One that is not there is deleted already. Raises IllegalTopic, InvalidParameter,
+        ServiceUnavailable."""
         for topic in topics:
             if not topic.strip():
                 raise InvalidParameter("The specified topic is blank.")
@@ -162,12 +163,13 @@ class Broker:
                 for v2 in (False, True)
             ),
         ]
+        self.pops.forget_topics(gone)
         for name in gone:
             self.topics.delete(name)
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
             self.timers.metrics.forget(name)
-        return self._delete_messages(gone)
+        return after(gather([self._delete_messages(gone), self.topics.write(), self.offsets.write()]), lambda _: None)
 
     def delete_unused_topics(self) -> Reply[None]:
         """Delete the messages of topics that this broker does not have."""

@@ -142,6 +142,18 @@ class Leases:
     def queues(self) -> Iterator[GroupQueue]:
         return iter(self._queues.values())
 
+    def forget_topic(self, topic: str) -> None:
+        """It was deleted: the leases of its messages are over, and groups begin anew in one that gets its name."""
+        for key in [key for key in self._queues if key[1] == topic]:
+            queue = self._queues.pop(key)
+            self.put_order(queue, None, -1, -1)
+            ended = {id(owner): owner for owner in (*queue.leases.values(), *queue.over.values())}
+            for check_point in ended.values():
+                del self._needed[check_point.revive_queue_id][check_point.revive_offset]
+                check_point.pending = 0
+            self.in_flight -= len(queue.leases)
+            queue.leases, queue.over = {}, {}
+
     # ------------------------------------------------------------------------------------------------ leases
 
     def grant(self, check_point: CheckPoint) -> None:

@@ -200,6 +200,15 @@ class Pops:
         self._revival.stop()
         self._log.close()
 
+    def forget_topics(self, topics: list[str]) -> None:
+        """They are deleted. Raises ServiceUnavailable, and has forgotten nothing then."""
+        self._log.forget_topics(topics)
+        gone = frozenset(topics)
+        self._shares = {place: share for place, share in self._shares.items() if place[1] not in gone}
+        for share in self._shares.values():
+            for topic in gone.intersection(share.retries):
+                del share.retries[topic]
+
     # --------------------------------------------------------------------------------------------------- pop
 
     def pop(self, request: PopRequest) -> Reply[PopResult]:
@@ -385,7 +394,8 @@ class Pops:
         queue.busy = False
         assert pop.later is not None
         if pop.later.pending:
-            pop.warm = queue, offset, found
+            if self.leases.find(queue.group, queue.topic, queue.queue_id) is queue:  # else its topic was deleted
+                pop.warm = queue, offset, found
             self._again(pop, pop.later)
         else:
             self._polls.wake(pop.share.topic, pop.share.group, queue.queue_id)

@@ -102,6 +102,8 @@ class Revival:
             self._fail(check_point, error)
 
     def _copy(self, check_point: CheckPoint, offsets: list[int], found: Found) -> None:
+        if not check_point.pending:
+            return  # the topic was deleted meanwhile
         wanted = set(offsets)
         copies = []
         for offset, record in zip(found.offsets, found.records, strict=True):
@@ -162,7 +164,8 @@ class Revival:
     def _try_again(self) -> None:
         failed, self._failed = self._failed, []
         for check_point in failed:
-            self._revive(check_point, check_point.remaining())
+            if check_point.pending:
+                self._revive(check_point, check_point.remaining())
 
 
 def _with_first_pop(message: StoredMessage, pop_ms: int) -> bytes:

@@ -8,6 +8,8 @@ AckMsg.java, BatchAckMsg.java), told apart by their tag; Apache skips fields and
     bAck  {…, ao: -1, aol: […]}                      several of them
     fifo  {t, c, q, so, x, bn, order}                ours: a FIFO group has a queue behind it up to so, has read up
                                                      to x, and holds `order` (ConsumerOrderInfoManager.OrderInfo)
+    gone  {t: […], bn}                               ours, one in each revive queue: the topics were deleted; what
+                                                     came before is of messages that are no longer there
 
 and in them, ours:
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -44,7 +46,7 @@ from saturnmq.wire.record import decode
 
 log = logging.getLogger(__name__)
 
-CK, ACK, BATCH_ACK, FIFO = "ck", "ack", "bAck", "fifo"
+CK, ACK, BATCH_ACK, FIFO, GONE = "ck", "ack", "bAck", "fifo", "gone"
 #: a check point is due this much earlier in Apache's revive topic than its acknowledgements, milliseconds
 _ACK_INTERVAL_MS = 1000
 #: the revive queue id in handles of FIFO groups, which have no check points (common/KeyBuilder.java)
@@ -160,9 +162,15 @@ class FifoBody(msgspec.Struct, omit_defaults=True, rename={
     broker_name: str | None = None
 
 
+class GoneBody(msgspec.Struct, rename={"topics": "t", "broker_name": "bn"}):
+    topics: list[str]
+    broker_name: str | None = None
+
+
 _ck = msgspec.json.Decoder(CkBody)
 _ack = msgspec.json.Decoder(AckBody)
 _fifo = msgspec.json.Decoder(FifoBody)
+_gone = msgspec.json.Decoder(GoneBody)
 
 
 class ReviveRecords:
@@ -240,6 +248,11 @@ class ReviveRecords:
         key = f"{queue.topic}@{queue.queue_id}@{committed}@{queue.group}@{now_ms}@{self._broker}@fifo"
         return self._message(FIFO, revive_queue_id, msgspec.json.encode(body).decode(), key, now_ms, now_ms)
 
+    def gone(self, topics: list[str], revive_queue_id: int, now_ms: int) -> Message:
+        """The topics are deleted."""
+        body = msgspec.json.encode(GoneBody(topics, self._broker)).decode()
+        return self._message(GONE, revive_queue_id, body, f"{topics[0]}@{now_ms}@{self._broker}@gone", now_ms, now_ms)
+
     def _message(self, tag: str, revive_queue_id: int, body: str, key: str, deliver_ms: int, now_ms: int) -> Message:
         properties = f"TIMER_DELIVER_MS\x01{deliver_ms}\x02UNIQ_KEY\x01{key}\x02TAGS\x01{tag}\x02"
         return Message(self._topic, revive_queue_id, body.encode(), properties.encode(), now_ms, self._store.store_host)
@@ -285,6 +298,17 @@ class ReviveLog:
         if self._timer is None:
             self._timer = self._clock.call_at(self._clock.now_ms() + _ADVANCE_MS, self.advance)
         return appended
+
+    def forget_topics(self, topics: Iterable[str]) -> None:
+        """They are deleted: nobody holds a message of theirs any more. Raises ServiceUnavailable."""
+        self.check_ready()
+        leased = {queue.topic for queue in self._leases.queues()}
+        gone = [topic for topic in topics if topic in leased]
+        if gone:
+            now_ms = self._clock.now_ms()
+            self.append([self._records.gone(gone, queue_id, now_ms) for queue_id in range(len(self._ends))])
+            for topic in gone:
+                self._leases.forget_topic(topic)
 
     def advance(self) -> None:
         """Commit what is no longer needed, and write again what is needed and far behind."""
@@ -450,6 +474,9 @@ class _Replay:
                 self._acknowledged(_ack.decode(message.body))
             elif tag == FIFO:
                 self._order(_fifo.decode(message.body), message)
+            elif tag == GONE:
+                for topic in _gone.decode(message.body).topics:
+                    self._leases.forget_topic(topic)
         except msgspec.MsgspecError as error:
             log.error("revive record %s@%d is skipped: %s", message.queue_id, message.queue_offset, error)
         self.count += 1

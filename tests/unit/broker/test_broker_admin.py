@@ -14,8 +14,11 @@ import pytest
 from saturnmq.broker.settings import CHANGEABLE
 from saturnmq.disk.simulated import Operation
 from saturnmq.kernel.configfile import parse_properties
+from saturnmq.kernel.errors import ServiceUnavailable
 from saturnmq.kernel.topic import DataVersion, GroupConfig, MessageQueue, TopicConfig
-from saturnmq.testing.offline import OfflineBroker, OfflineConnection
+from saturnmq.testing.clock import InlineBackground
+from saturnmq.testing.offline import Asked, OfflineBroker, OfflineConnection
+from saturnmq.wire.record import decode as decode_record
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.json import parse
 
@@ -153,12 +156,130 @@ def test_a_deleted_topic_is_gone_with_its_messages_offsets_and_retries() -> None
     offline.clock.advance(10_000)
     assert offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"}).code == 0
     assert offline.broker.offsets.topics_of("g") == {"other"}
+    for path in ("topics.json", "consumerOffset.json"):
+        assert b"orders" not in offline.disk.read_file(f"config/{path}"), "durable when it is answered"
     assert {topic for topic in offline.store.topics() if not topic.startswith("rmq_sys_")} == {"other"}
     assert not [topic for topic in offline.broker.topics.configs if "orders" in topic]
     again = offline.restart()
     assert again.broker.topics.get("orders") is None
     assert again.send("orders").fields["queueOffset"] == "0"
     assert again.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "never there"}).code == 0
+
+
+def pop(offline: OfflineBroker, *, fifo: bool = False, most: int = 32) -> Asked:
+    fields = {
+        "consumerGroup": "g", "topic": "orders", "queueId": -1, "maxMsgNums": most, "invisibleTime": 60_000,
+        "pollTime": 0, "bornTime": 0, "initMode": 0, "order": fifo,
+    }  # fmt: skip
+    return offline.ask(RequestCode.POP_MESSAGE, fields)
+
+
+def bodies(popped: Asked) -> list[bytes]:
+    offset, found = 0, []
+    while offset < len(popped.body):
+        size = int.from_bytes(popped.body[offset : offset + 4], "big")
+        found.append(decode_record(popped.body[offset : offset + size]).body)
+        offset += size
+    return found
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_messages_in_flight_of_a_deleted_topic_are_not_those_of_a_new_one(fifo: bool, restart: bool) -> None:
+    """Each message of the new one has the offset of an old one."""
+    offline = OfflineBroker()
+    for _ in range(5):
+        offline.send("orders", b"old")
+    offline.send("others")
+    assert bodies(pop(offline, fifo=fifo, most=3)) == [b"old"] * 3
+    offline.clock.advance(1000)
+    assert offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"}).code == 0
+    assert offline.broker.pops.leases.in_flight == 0
+    for _ in range(2):
+        offline.send("orders", b"new")
+    offline.clock.advance(1000)
+    if restart:
+        offline = offline.restart()
+    assert bodies(pop(offline, fifo=fifo)) == [b"new"] * 2
+    assert offline.broker.pops.leases.in_flight == 2
+    offline = offline.restart()
+    assert (bodies(pop(offline, fifo=fifo)), offline.broker.pops.leases.in_flight) == ([], 2)
+    offline.clock.advance(60_000)
+    assert bodies(pop(offline, fifo=fifo)) == [b"new"] * 2
+
+
+def test_leases_that_come_back_for_a_second_time_do_not_when_their_retry_topic_is_deleted() -> None:
+    offline = OfflineBroker()
+    offline.send("orders", b"first")
+    pop(offline)
+    offline.clock.advance(60_000)
+    assert bodies(pop(offline)) == [b"first"]
+    assert offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "%RETRY%g_orders"}).code == 0
+    offline.send("orders", b"second")
+    assert bodies(pop(offline)) == [b"second"]
+    offline.clock.advance(60_000)
+    assert bodies(pop(offline)) == [b"second"]
+    again = offline.broker.pops.leases.find("g", "%RETRY%g_orders", 0)
+    assert again is not None
+    assert list(again.leases) == [0]
+
+
+def test_a_topic_is_deleted_while_the_end_of_a_lease_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    offline = OfflineBroker()
+    offline.send("orders", b"old")
+    pop(offline)
+
+    def fails(messages: object, *, urgent: bool) -> None:
+        raise ServiceUnavailable("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(offline.store, "append", fails)
+        offline.clock.advance(60_000)
+    assert offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"}).code == 0
+    offline.send("orders", b"new")
+    offline.clock.advance(10_000)
+    assert offline.broker.pops.leases.in_flight == 0
+    assert bodies(pop(offline)) == [b"new"]
+
+
+@pytest.mark.parametrize("at", ["pop", "slow pop", "end of the lease"])
+def test_a_topic_is_deleted_and_made_again_while_its_messages_are_read_for_a_group(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = OfflineBroker()
+    pop(offline)
+    offline.send("orders", b"old")
+    if at == "end of the lease":
+        pop(offline)
+    offline.clock.advance(59_999)
+    offline.disk.cold.update(path for path in offline.disk.names if path.startswith("commitlog"))
+    begun: list[tuple[Any, ...]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(InlineBackground, "run", lambda *work: begun.append(work))
+        if at == "end of the lease":
+            offline.clock.advance(1)
+        else:
+            popped = pop(offline)
+            assert popped.waits
+        read = begun[0]
+        deleted = offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"})
+    if at == "slow pop":
+        begun.append(begun.pop(0))
+    for background, work, done, failed in begun:
+        if at == "slow pop" and work is read[1]:
+            offline.send("orders", b"new")
+        background.run(work, done, failed)
+        offline.clock.run_soon()
+    assert deleted.code == 0
+    if at == "slow pop":
+        assert bodies(popped) == [b"new"]
+        return
+    assert offline.broker.pops.leases.in_flight == 0
+    if at == "pop":
+        assert popped.code == ResponseCode.TOPIC_NOT_EXIST
+    assert [topic for topic in offline.store.topics() if "orders" in topic] == []
+    offline.send("orders", b"new")
+    assert bodies(pop(offline)) == [b"new"]
 
 
 @pytest.mark.parametrize("topic", ["TBW102", "broker-a", "rmq_sys_x", "DefaultCluster_REPLY_TOPIC", " "])
