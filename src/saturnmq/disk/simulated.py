@@ -24,7 +24,7 @@ class Operation(StrEnum):
     TRUNCATE = "truncate"
     ALLOCATE = "allocate"
     SYNC = "sync"
-    #: nobody knows what happened to what was written before it, and no later sync covers that
+    #: what was written before it is lost, and no later sync covers it
     FAILED_SYNC = "failed_sync"
     MKDIR = "mkdir"
     RENAME = "rename"
@@ -66,21 +66,29 @@ _SYNCS = (Operation.SYNC, Operation.FAILED_SYNC, Operation.SYNC_DIRECTORY)
 
 
 def _durable(history: Sequence[Event]) -> set[int]:
-    """Which of these events a sync covers, before any other sync of the same file has failed."""
+    """Which of these events a sync covers. One that failed has lost what was written before it; sizes and names are no
+    data, and are synced with the next."""
     durable: set[int] = set()
-    #: by inode, and by directory: whether the next sync succeeds
-    covered: dict[int | str, bool] = {}
+    #: inodes and directories that are synced later; inodes whose next sync succeeds
+    covered: set[int | str] = set()
+    written: set[int] = set()
     for at, event in reversed(list(enumerate(history))):
         match event.operation:
-            case Operation.SYNC | Operation.FAILED_SYNC:
-                covered[event.inode] = event.operation is Operation.SYNC
+            case Operation.SYNC:
+                covered.add(event.inode)
+                written.add(event.inode)
+            case Operation.FAILED_SYNC:
+                written.discard(event.inode)
             case Operation.SYNC_DIRECTORY:
-                covered[event.path] = True
-            case Operation.WRITE | Operation.TRUNCATE | Operation.ALLOCATE:
-                if covered.get(event.inode):
+                covered.add(event.path)
+            case Operation.WRITE:
+                if event.inode in written:
+                    durable.add(at)
+            case Operation.TRUNCATE | Operation.ALLOCATE:
+                if event.inode in covered:
                     durable.add(at)
             case _:
-                if covered.get(_parent(event.path)):
+                if _parent(event.path) in covered:
                     durable.add(at)
     return durable
 

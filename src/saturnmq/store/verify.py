@@ -25,8 +25,8 @@ from saturnmq.store.keys import hashes
 from saturnmq.store.scan import Blank, Damage, End, data_behind, find_log, scan_rows, size_of
 from saturnmq.store.verifyindex import IndexCheck
 from saturnmq.store.verifyqueues import QueueCheck
-from saturnmq.store.walk import Row, Walk
-from saturnmq.wire.record import whole_crc
+from saturnmq.store.walk import Row, Walk, has_lost_sectors
+from saturnmq.wire.record import decode, whole_crc
 from saturnmq.wire.remoting import json
 
 LOCK = "lock"
@@ -234,9 +234,8 @@ class Verifier:
         messages[topic] = messages.get(topic, 0) + 1
         if stored_ms != self._stored_ms:
             self._check_time(position, stored_ms)
-        if b"__CRC32#" in properties and whole_crc(self._log.read(position, size)) is False:
-            what = "the record does not match the CRC in its properties"
-            self._damage(self._log.path(position), position % self._log.file_size, what, "readers get it as it is")
+        if b"__CRC32#" in properties or b"\0" in properties:
+            self._check_properties(position, size)
         queued = not sys_flag & TRANSACTION_MASK or is_queued(sys_flag)
         if position < self._deleted.get(topic, 0):
             queued = False
@@ -250,6 +249,17 @@ class Verifier:
         if self._index.there:
             keys = hashes(topic, properties)
             self._index.record(position, stored_ms, keys, optional=not (queued and keys))
+
+    def _check_properties(self, position: int, size: int) -> None:
+        """The body's CRC does not cover them."""
+        data = self._log.read(position, size)
+        what = ""
+        if whole_crc(data) is False:
+            what = "the record does not match the CRC in its properties"
+        elif has_lost_sectors(decode(data), data):
+            what = "zeros stand in the properties of the record, as where a sector was lost"
+        if what:
+            self._damage(self._log.path(position), position % self._log.file_size, what, "readers get it as it is")
 
     def _check_time(self, position: int, stored_ms: int) -> None:
         if stored_ms < self._stored_ms:

@@ -267,6 +267,15 @@ def test_zeros_in_the_middle() -> None:
     assert "hold no record: zeros" in verified.damage(LOG, 0, "").what
 
 
+def test_a_sector_of_properties_is_lost() -> None:
+    """No CRC covers them."""
+    stage = Stage(**INDEX).open()
+    place = stage.store.append([message(b"x", properties=b"long\x01" + b"v" * 1500 + b"\x02")])[0]
+    stage.close()
+    write(stage.disk, LOG, 512, bytes(512))
+    Verified(stage.disk).damage(LOG, place.commit_log_offset, "zeros stand in the properties of the record")
+
+
 def test_the_last_record_is_gone() -> None:
     stage = store()
     (last,) = [start for start in stage.disk.list("commitlog") if int(start) <= stage.store.end < int(start) + 2048]
