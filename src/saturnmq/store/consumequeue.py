@@ -57,11 +57,17 @@ class MissingEntries(Exception):
 class ConsumeQueue:
     """One queue. Offsets count messages. Owner: `ConsumeQueues`, on the event loop."""
 
-    __slots__ = ("directory", "max_offset", "min_offset", "next_offset", "queue_id", "tail", "tail_offset", "topic")
+    __slots__ = (
+        "directory", "max_offset", "min_offset", "next_offset", "queue_id", "stored_topic", "tail", "tail_offset",
+        "topic",
+    )  # fmt: skip
 
     def __init__(self, topic: str, queue_id: int, min_offset: int, max_offset: int) -> None:
         self.topic, self.queue_id = topic, queue_id
         self.directory = f"{DIRECTORY}/{topic}/{queue_id}"
+        #: as it stands in records of version 1
+        encoded = topic.encode()
+        self.stored_topic = bytes([len(encoded)]) + encoded
         #: readers see [min_offset, max_offset); next_offset is for the next message appended
         self.min_offset, self.max_offset, self.next_offset = min_offset, max_offset, max_offset
         #: the entries [tail_offset, max_offset), which are not, or not known to be, in the files

@@ -43,7 +43,8 @@ _size_and_position = _SIZE_AND_POSITION.unpack_from
 #: size, magic, bodyCRC, position, sysFlag, length of the body (IPv4 hosts)
 _HEAD = Struct(">III16xqI44xi")
 _unpack_head = _HEAD.unpack_from
-_unpack_place = Struct(">12xi4xq").unpack_from
+#: magic, queue id, queue offset, sysFlag, length of the body (IPv4 hosts)
+_unpack_place = Struct(">4xI4xi4xq8xI44xi").unpack_from
 _STORED_HEAD = Struct(">36xI8x8xq4xq")
 _HEAD_BYTES = 76
 
@@ -141,7 +142,7 @@ class ColdReader:
         if not low <= position < high or not self.holds(position, size):
             return None
         data = self._log.read(position, size)
-        return data if is_whole(data, size, position) and decode(data).topic == queue.topic else None
+        return data if is_whole(data, size, position) and _has_topic(data, queue.topic) else None
 
     def _neighbour(self, queue: ConsumeQueue, offsets: range) -> tuple[int, int] | None:
         """Log position and size of the first of these that is whole, and of this queue."""
@@ -274,8 +275,23 @@ def _read_records(
 
 
 def _is_of(record: bytes, queue: ConsumeQueue, offset: int) -> bool:
-    """A damaged entry may lead to the message of another one, most likely where all are of one size."""
-    return _unpack_place(record) == (queue.queue_id, offset) or queue.topic.startswith(_LMQ_PREFIX)
+    """Whether a whole record says so itself: a damaged entry may lead to the message of another one, most likely where
+    all are of one size, and no CRC covers a record's topic."""
+    magic, queue_id, queue_offset, sys_flag, body = _unpack_place(record)
+    if queue_offset == offset and queue_id == queue.queue_id:
+        if magic == MAGIC_V1 and not sys_flag & (BORN_HOST_V6 | STORE_HOST_V6):
+            if record.startswith(queue.stored_topic, _HEAD.size + body):
+                return True
+        elif _has_topic(record, queue.topic):
+            return True
+    return queue.topic.startswith(_LMQ_PREFIX)
+
+
+def _has_topic(record: bytes, topic: str) -> bool:
+    try:
+        return decode(record).topic == topic
+    except ProtocolError:
+        return False
 
 
 def _is_filler(record: bytes) -> bool:

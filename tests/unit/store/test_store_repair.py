@@ -367,6 +367,20 @@ def test_a_damaged_entry_does_not_lose_its_message(which: int, bit: int) -> None
     assert again.send(b"new")[0].queue_offset == 10
 
 
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_message_with_a_damaged_topic_is_not_served(at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """No CRC covers it: neither a name that is no text nor the name of another topic leaves."""
+    stage = Stage().open()
+    stage.send(b"one" * 10, b"two" * 10, b"three" * 10)
+    place = stage.all()[1]
+    for bit in range(8):
+        flip(stage.disk, FIRST, place.commit_log_offset + 88 + len(place.body) + at, bit)
+        assert offsets(stage) == [0, 2]
+        assert "Topic/0: the message at offset 1 is lost" in caplog.text
+        flip(stage.disk, FIRST, place.commit_log_offset + 88 + len(place.body) + at, bit)
+    assert offsets(stage) == [0, 1, 2]
+
+
 def test_lost_messages_have_a_place_in_time() -> None:
     stage = Stage().open()
     for _ in range(20):
