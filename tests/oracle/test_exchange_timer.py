@@ -65,10 +65,15 @@ class Story:
         self.recalled: set[str] = set()
         #: from when until when somebody served
         self.served: list[tuple[int, int]] = []
+        #: from the end of one until Apache's broker was up
+        self.apache_starts: list[tuple[int, int]] = []
 
     def start(self, server: Server) -> None:
         self.broker.start(server)
-        self.served.append((now_ms() + START_S * 1000, 1 << 62))
+        begin_ms = now_ms() + START_S * 1000
+        if server == "apache" and self.served:
+            self.apache_starts.append((self.served[-1][1], begin_ms))
+        self.served.append((begin_ms, 1 << 62))
 
     def end(self, end: str) -> None:
         self.served[-1] = self.served[-1][0], now_ms()
@@ -108,7 +113,14 @@ class Story:
         """Each came, in time and no more than `most` times."""
         stored = [decode(one.record) for one in read_back(self.broker.connection, TOPIC, 1)]
         times = Counter(one.body.decode() for one in stored)
-        assert set(times) == set(self.sent) - self.recalled
+        kept = set(self.sent) - self.recalled
+        # Apache delivers what was taken back when both are overdue
+        excused = {
+            body
+            for body in self.recalled
+            if any(begin <= self.sent[body].due_ms <= end for begin, end in self.apache_starts)
+        }
+        assert kept <= set(times) <= kept | excused, (set(times) ^ kept, excused, self.apache_starts)
         assert max(times.values()) <= most, times
         for one in stored:
             due_ms = self.sent[one.body.decode()].due_ms
@@ -140,7 +152,7 @@ def test_delayed_messages_change_hands_twice(story: Story, first: Server, end: s
     for seconds in (2, 2.5, 3, 7, 9.9, 30, 31.001, 33, 35, 39.999, 45, 50, 70, 72.5, 74):
         for number in range(3):
             story.send(f"{seconds}-{number}", begin_ms + int(seconds * 1000))
-    # Apache delivers what was taken back when both are overdue: what is due before it is up again is not for it
+    # what is due before Apache is up again is not for it: it delivers that
     for body in ("33-0", "50-0", "72.5-0") if first == "saturn" else ("33-0", "72.5-0"):
         story.recall(body)
     story.wait_until(begin_ms + 5_500)
