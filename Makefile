@@ -57,7 +57,7 @@ bench-timers: install ## how exactly delayed messages come, beside Apache; PENDI
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
-	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py
+	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
 .PHONY: help install demo check test simulate long soak oracle bench bench-store bench-timers rewrite

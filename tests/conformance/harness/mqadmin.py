@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -69,8 +70,14 @@ class Mqadmin:
 
     def run(self, namesrv: str, command: str, *arguments: str) -> Said:
         """`mqadmin COMMAND -n NAMESRV ARGUMENTS`"""
-        given = [command, "-n", namesrv, *arguments]
-        self._stdin.write(json.dumps({"args": given}) + "\n")
+        return self._run([command, "-n", namesrv, *arguments])
+
+    def help(self) -> Said:
+        """The list of commands."""
+        return self._run([])
+
+    def _run(self, given: Sequence[str]) -> Said:
+        self._stdin.write(json.dumps({"args": list(given)}) + "\n")
         self._stdin.flush()
         line = self._stdout.readline()
         assert line, f"{' '.join(given)} ended mqadmin, which printed:\n{self._log_path.read_text()[-LAST_WORDS:]}"
@@ -82,13 +89,3 @@ class Mqadmin:
         self._stdout.close()
         with suppress(BrokenPipeError):
             self._stdin.close()
-
-
-class ClusterAdmin:
-    """mqadmin at one cluster."""
-
-    def __init__(self, mqadmin: Mqadmin, namesrv: str) -> None:
-        self._mqadmin, self._namesrv = mqadmin, namesrv
-
-    def __call__(self, command: str, *arguments: str) -> Said:
-        return self._mqadmin.run(self._namesrv, command, *arguments)

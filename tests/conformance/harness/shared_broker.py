@@ -67,7 +67,8 @@ class SharedBroker:
         self._home, self._apache, self.namesrv = home, apache, namesrv
         self._apaches = apaches or {}
         self.port = free_broker_port()
-        self.address = f"127.0.0.1:{self.port}"
+        #: which it is known under
+        self.address = f"{settings.get('brokerIP1', '127.0.0.1')}:{self.port}"
         self.data_dir = home / "store"
         self.settings = {
             "brokerClusterName": CLUSTER,
