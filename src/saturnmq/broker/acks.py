@@ -163,8 +163,9 @@ class Acks:
             return order
         self._check_given(queue, delivery)
         last, end_ms = order or queue.last_order, delivery.pop_ms + delivery.invisible_ms
-        if last is not None and last.pop_ms == delivery.pop_ms:
-            if last.handle_ms(offset) != delivery.invisible_ms:
+        if last is not None and last.pop_ms == delivery.pop_ms and offset in last.handles_ms:
+            # of a message that it says nothing of, it may not be the batch: two can leave in one millisecond
+            if last.handles_ms[offset] != delivery.invisible_ms:
                 raise _replaced(delivery)
             end_ms = last.end_ms(offset)
         if end_ms <= now_ms:

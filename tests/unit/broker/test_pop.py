@@ -742,6 +742,21 @@ def test_handles_of_a_batch() -> None:
         stage.ack(d)
 
 
+def test_a_repeated_acknowledgement_of_the_batch_before_is_fine() -> None:
+    """Both leave in the same millisecond, for different times."""
+    stage = PopStage()
+    stage.send(*numbered(2))
+    [first] = fifo(stage, max_messages=1, invisible_ms=1000)
+    stage.ack(first)
+    [second] = fifo(stage, max_messages=1, invisible_ms=2000)
+    assert first.delivery.pop_ms == second.delivery.pop_ms
+    stage.ack(first)
+    stage.advance(1000)
+    with pytest.raises(InvalidReceiptHandle, match="expired"):
+        stage.ack(first)
+    stage.ack(second)
+
+
 @pytest.mark.parametrize("end", ["restart", "kill", "power_cut"])
 def test_a_batch_survives_the_end_of_the_process(end: str) -> None:
     stage = PopStage()
