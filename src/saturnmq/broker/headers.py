@@ -6,13 +6,16 @@ use for are left out. Source: remoting/protocol/header/ and body/.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import field
+from msgspec import Meta, field
 
 from saturnmq.wire.remoting.bodies import SubscriptionData
 
+#: Java's: what is stored of them has as many bits
+Int = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+Long = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 FilterType = Literal["SINGLE_TAG", "MULTI_TAG"]
 
 
@@ -22,16 +25,16 @@ class SendHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     producer_group: str
     topic: str
     default_topic: str
-    default_topic_queue_nums: int
-    queue_id: int
-    sys_flag: int
-    born_timestamp: int
-    flag: int
+    default_topic_queue_nums: Int
+    queue_id: Int
+    sys_flag: Int
+    born_timestamp: Long
+    flag: Int
     properties: str | None = None
-    reconsume_times: int | None = None
+    reconsume_times: Int | None = None
     unit_mode: bool | None = None
     batch: bool | None = None
-    max_reconsume_times: int | None = None
+    max_reconsume_times: Int | None = None
 
 
 class SendHeaderV2(msgspec.Struct, gc=False, kw_only=True):
@@ -40,15 +43,15 @@ class SendHeaderV2(msgspec.Struct, gc=False, kw_only=True):
     producer_group: str = field(name="a")
     topic: str = field(name="b")
     default_topic: str = field(name="c")
-    default_topic_queue_nums: int = field(name="d")
-    queue_id: int = field(name="e")
-    sys_flag: int = field(name="f")
-    born_timestamp: int = field(name="g")
-    flag: int = field(name="h")
+    default_topic_queue_nums: Int = field(name="d")
+    queue_id: Int = field(name="e")
+    sys_flag: Int = field(name="f")
+    born_timestamp: Long = field(name="g")
+    flag: Int = field(name="h")
     properties: str | None = field(name="i", default=None)
-    reconsume_times: int | None = field(name="j", default=None)
+    reconsume_times: Int | None = field(name="j", default=None)
     unit_mode: bool | None = field(name="k", default=None)
-    max_reconsume_times: int | None = field(name="l", default=None)
+    max_reconsume_times: Int | None = field(name="l", default=None)
     batch: bool | None = field(name="m", default=None)
 
 
@@ -57,16 +60,16 @@ class PullHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
-    queue_offset: int
-    max_msg_nums: int
-    sys_flag: int
-    commit_offset: int
-    suspend_timeout_millis: int
-    sub_version: int
+    queue_id: Int
+    queue_offset: Long
+    max_msg_nums: Int
+    sys_flag: Int
+    commit_offset: Long
+    suspend_timeout_millis: Long
+    sub_version: Long
     subscription: str | None = None
     expression_type: str | None = None
-    max_msg_bytes: int | None = None
+    max_msg_bytes: Int | None = None
 
 
 class OffsetHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
@@ -74,7 +77,7 @@ class OffsetHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
+    queue_id: Int
     set_zero_if_not_found: bool | None = None
 
 
@@ -83,19 +86,19 @@ class CommitHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
-    commit_offset: int
+    queue_id: Int
+    commit_offset: Long
 
 
 class QueueHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     """GET_MAX_OFFSET, GET_MIN_OFFSET, GET_EARLIEST_MSG_STORETIME, SEARCH_OFFSET_BY_TIMESTAMP"""
 
     topic: str
-    queue_id: int
+    queue_id: Int
 
 
 class SearchHeader(QueueHeader, rename="camel"):
-    timestamp: int
+    timestamp: Long
     boundary_type: str | None = None
 
 
@@ -104,9 +107,9 @@ class QueryHeader(msgspec.Struct, rename="camel", kw_only=True):
 
     topic: str
     key: str
-    max_num: int
-    begin_timestamp: int
-    end_timestamp: int
+    max_num: Int
+    begin_timestamp: Long
+    end_timestamp: Long
     index_type: str | None = None
     #: a field with this name among all others
     unique_key_query: str | None = field(name="_UNIQUE_KEY_QUERY", default=None)
@@ -116,18 +119,18 @@ class ViewHeader(msgspec.Struct):
     """VIEW_MESSAGE_BY_ID"""
 
     #: in the commit log
-    offset: int
+    offset: Long
 
 
 class SendBackHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     """CONSUMER_SEND_MSG_BACK"""
 
-    offset: int
+    offset: Long
     group: str
-    delay_level: int
+    delay_level: Int
     origin_msg_id: str | None = None
     origin_topic: str | None = None
-    max_reconsume_times: int | None = None
+    max_reconsume_times: Int | None = None
 
 
 class UnregisterHeader(msgspec.Struct, rename="camel", kw_only=True):
@@ -213,12 +216,12 @@ class ResetHeader(msgspec.Struct, rename="camel"):
     topic: str
     group: str
     #: milliseconds; negative: to the end
-    timestamp: int = 0
+    timestamp: Long = 0
     is_force: bool = False
     #: -1: all
-    queue_id: int = -1
+    queue_id: Int = -1
     #: of the one queue; -1: by the timestamp
-    offset: int = -1
+    offset: Long = -1
 
 
 class CloneHeader(msgspec.Struct, rename="camel"):
@@ -235,9 +238,9 @@ class ConsumeQueueHeader(msgspec.Struct, rename="camel"):
     """QUERY_CONSUME_QUEUE"""
 
     topic: str
-    queue_id: int
-    index: int
-    count: int
+    queue_id: Int
+    index: Long
+    count: Int
     consumer_group: str | None = None
 
 
@@ -257,18 +260,18 @@ class TopicPageHeader(msgspec.Struct, rename="camel", kw_only=True):
     """GET_ALL_TOPIC_CONFIG: without any of these, all topics at once"""
 
     #: how many topics the pages before had
-    topic_seq: int | None = None
+    topic_seq: Int | None = None
     #: that the first page had, as JSON
     data_version: str | None = None
-    max_topic_num: int | None = None
+    max_topic_num: Int | None = None
 
 
 class GroupPageHeader(msgspec.Struct, rename="camel", kw_only=True):
     """GET_ALL_SUBSCRIPTIONGROUP_CONFIG: as TopicPageHeader"""
 
-    group_seq: int | None = None
+    group_seq: Int | None = None
     data_version: str | None = None
-    max_group_num: int | None = None
+    max_group_num: Int | None = None
 
 
 class DeleteGroupHeader(msgspec.Struct, rename="camel"):
@@ -304,11 +307,11 @@ class CreateTopicHeader(msgspec.Struct, rename="camel", kw_only=True):
     """UPDATE_AND_CREATE_TOPIC"""
 
     topic: str
-    read_queue_nums: int
-    write_queue_nums: int
-    perm: int
+    read_queue_nums: Int
+    write_queue_nums: Int
+    perm: Int
     topic_filter_type: FilterType
-    topic_sys_flag: int | None = None
+    topic_sys_flag: Int | None = None
     order: bool = False
     attributes: str | None = None
 
@@ -318,11 +321,11 @@ class PopHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
-    max_msg_nums: int
-    invisible_time: int
-    poll_time: int
-    init_mode: int
+    queue_id: Int
+    max_msg_nums: Int
+    invisible_time: Long
+    poll_time: Long
+    init_mode: Int
     exp_type: str | None = None
     exp: str | None = None
     order: bool | None = None
@@ -334,8 +337,8 @@ class NotificationHeader(msgspec.Struct, rename="camel", kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
-    poll_time: int
+    queue_id: Int
+    poll_time: Long
     order: bool | None = None
     attempt_id: str | None = None
     exp_type: str | None = None
@@ -347,8 +350,8 @@ class PeekHeader(msgspec.Struct, rename="camel"):
 
     consumer_group: str
     topic: str
-    queue_id: int
-    max_msg_nums: int
+    queue_id: Int
+    max_msg_nums: Int
 
 
 class PollingHeader(msgspec.Struct, rename="camel"):
@@ -356,7 +359,7 @@ class PollingHeader(msgspec.Struct, rename="camel"):
 
     consumer_group: str
     topic: str
-    queue_id: int
+    queue_id: Int
 
 
 class AckHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
@@ -364,15 +367,15 @@ class AckHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
 
     consumer_group: str
     topic: str
-    queue_id: int
+    queue_id: Int
     extra_info: str
-    offset: int
+    offset: Long
 
 
 class ChangeInvisibleHeader(AckHeader, rename="camel"):
     """CHANGE_MESSAGE_INVISIBLETIME"""
 
-    invisible_time: int
+    invisible_time: Long
 
 
 class BatchAck(msgspec.Struct, kw_only=True):
@@ -382,11 +385,11 @@ class BatchAck(msgspec.Struct, kw_only=True):
     topic: str = field(name="t")
     #: TopicKind
     retry: str = field(name="r")
-    start_offset: int = field(name="so")
-    queue_id: int = field(name="q")
-    revive_queue_id: int = field(name="rq")
-    pop_ms: int = field(name="pt")
-    invisible_ms: int = field(name="it")
+    start_offset: Long = field(name="so")
+    queue_id: Int = field(name="q")
+    revive_queue_id: Int = field(name="rq")
+    pop_ms: Long = field(name="pt")
+    invisible_ms: Long = field(name="it")
     #: Base64 of little-endian bytes; bit n stands for start_offset + n
     bits: str = field(name="b")
 

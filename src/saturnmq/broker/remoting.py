@@ -30,6 +30,7 @@ from saturnmq.broker.remoting_topics import TopicHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import (
     FlushTimeout,
+    IllegalMessage,
     NoPermission,
 )
 from saturnmq.kernel.host import pack
@@ -205,6 +206,8 @@ class MessageHandlers:
                 )
                 for entry in decode_batch(command.body)
             ]
+            if not messages:
+                raise IllegalMessage("the batch has no messages")
         else:
             messages = [
                 Message(

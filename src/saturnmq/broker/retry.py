@@ -100,7 +100,7 @@ class SendBacks:
             born_host=stored.born_host,
             flag=stored.flag,
             sys_flag=stored.sys_flag & ~(BORN_HOST_V6 | STORE_HOST_V6),
-            reconsume_times=stored.reconsume_times + 1,
+            reconsume_times=min(stored.reconsume_times + 1, record.MAX_RECONSUME_TIMES),
         )
         if level > 0:
             self._delays.postpone(message, level)

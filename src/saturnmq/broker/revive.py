@@ -18,7 +18,7 @@ from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.topic import RETRY_PREFIX
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
-from saturnmq.wire.record import MAX_PROPERTIES_BYTES, decode
+from saturnmq.wire.record import MAX_PROPERTIES_BYTES, MAX_RECONSUME_TIMES, decode
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Revival:
             message.born_host,
             message.flag,
             message.sys_flag & ~(BORN_HOST_V6 | STORE_HOST_V6),
-            message.reconsume_times + 1,
+            min(message.reconsume_times + 1, MAX_RECONSUME_TIMES),
         )
 
     def _close(self, check_point: CheckPoint, offsets: list[int], copies: list[Message]) -> None:

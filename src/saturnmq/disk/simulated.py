@@ -93,6 +93,19 @@ def _durable(history: Sequence[Event]) -> set[int]:
     return durable
 
 
+def _check_name(path: str) -> None:
+    """Nobody may ask for what stands outside of the root; other names the operating system would not take."""
+    _check_inside(path)
+    if "\0" in path:
+        raise ValueError("embedded null byte")
+    if any(len(part.encode()) > 255 for part in path.split("/")):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+
+
+def _check_inside(path: str) -> None:
+    assert not {".", ".."} & set(path.split("/")), f"{path!r} leaves its directory"
+
+
 def _parent(path: str) -> str:
     return path.rpartition("/")[0]
 
@@ -326,12 +339,14 @@ class SimulatedDisk:
     # ------------------------------------------------------------------------------------------- the port
 
     def open(self, path: str) -> SimulatedFile:
+        _check_name(path)
         if path not in self.names:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         return SimulatedFile(self, path, self.names[path])
 
     def create(self, path: str) -> SimulatedFile:
         if path not in self.names:
+            _check_name(path)
             if _parent(path) not in self.directories:
                 raise FileNotFoundError(errno.ENOENT, "no such directory", path)
             self.check(Operation.CREATE, path)
@@ -342,9 +357,11 @@ class SimulatedDisk:
         return self.open(path)
 
     def exists(self, path: str) -> bool:
+        _check_inside(path)
         return path in self.names or path in self.directories
 
     def list(self, path: str) -> list[str]:
+        _check_name(path)
         if path not in self.directories:
             return []
         return sorted(
@@ -354,6 +371,7 @@ class SimulatedDisk:
     def mkdir(self, path: str, *, durable: bool = True) -> None:
         if path in self.directories:
             return
+        _check_name(path)
         self.mkdir(_parent(path), durable=durable)
         self.check(Operation.MKDIR, path)
         self.directories.add(path)

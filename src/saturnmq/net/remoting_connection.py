@@ -429,8 +429,9 @@ class RemotingConnection(asyncio.Protocol):
         answer.fail(RequestTimeout(f"{self.peer} did not answer request {code} within {timeout_ms} ms"))
 
     def _forget(self, opaque: int) -> None:
-        _, timer = self._requests.pop(opaque)
-        timer.cancel()
+        entry = self._requests.pop(opaque, None)
+        if entry is not None:  # else this connection is lost, and with it who asked through it
+            entry[1].cancel()
 
     # -------------------------------------------------------------------------------------------------- the rest
 

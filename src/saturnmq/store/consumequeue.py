@@ -330,7 +330,7 @@ class ConsumeQueues:
     def find(self, topic: str, queue_id: int) -> ConsumeQueue | None:
         """The queue if anything was ever stored in it. Raises OSError."""
         queue = self.known.get((topic, queue_id))
-        if queue is None and "/" not in topic and self._disk.exists(f"{DIRECTORY}/{topic}/{queue_id}"):
+        if queue is None and can_be_directory(topic) and self._disk.exists(f"{DIRECTORY}/{topic}/{queue_id}"):
             return None if topic in self._closed else self.open(topic, queue_id)
         return queue
 
@@ -367,6 +367,8 @@ class ConsumeQueues:
 
     def ids(self, topic: str) -> list[int]:
         """Queue ids that hold data."""
+        if not can_be_directory(topic):  # whatever a client calls a topic
+            return []
         on_disk = {int(name) for name in self._disk.list(f"{DIRECTORY}/{topic}") if name.isdigit()}
         in_memory = {queue_id for (name, queue_id), queue in self.known.items() if name == topic and queue.next_offset}
         return sorted(on_disk | in_memory)
@@ -615,7 +617,7 @@ class ConsumeQueues:
     def delete_topics(self, topics: Iterable[str]) -> Reply[None]:
         """Delete closed topics while no entries are being written or synced; their names may be used again when it
         answers. Fails with OSError; what is half deleted then stays closed."""
-        there = [topic for topic in topics if self._disk.exists(f"{DIRECTORY}/{topic}")]
+        there = [topic for topic in topics if can_be_directory(topic) and self._disk.exists(f"{DIRECTORY}/{topic}")]
         for topic in there:
             self._forget_closed(topic)
 

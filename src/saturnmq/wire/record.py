@@ -32,6 +32,8 @@ BLANK = Struct(">II")
 MAX_V1_TOPIC_BYTES = 127
 #: their length is a Java short
 MAX_PROPERTIES_BYTES = 32767
+#: it is a Java int, and what comes from a client may have it already
+MAX_RECONSUME_TIMES = 0x7FFFFFFF
 #: a record with IPv4 hosts, no body, no topic, no properties
 MIN_SIZE = 91
 
@@ -49,6 +51,8 @@ _HEAD_BYTES = _HEAD.size
 _LENGTH = Struct(">H")
 _pack_length = _LENGTH.pack
 _SYS_FLAG = Struct(">36xI")
+#: the bits of sysFlag that are not about hosts; Java's may be negative
+_NOT_OF_HOSTS = 0xFFFFFFFF & ~(BORN_HOST_V6 | STORE_HOST_V6)
 _BATCH_HEAD = Struct(">IIIiI")
 _WHOLE_CRC_KEY = b"__CRC32#\x01"
 _WHOLE_CRC_BYTES = len(_WHOLE_CRC_KEY) + 10 + 1
@@ -76,7 +80,7 @@ def size_of(message: Message, *, store_host: bytes = bytes(_HOST_BYTES)) -> int:
 def encode(message: Message, *, queue_offset: int, commit_log_offset: int, stored_ms: int, store_host: bytes) -> bytes:
     """The record. The caller has checked the limits: a topic or properties over 32,767 bytes have no encoding."""
     body, properties, born_host = message.body, message.properties, message.born_host
-    sys_flag = message.sys_flag & ~(BORN_HOST_V6 | STORE_HOST_V6)  # whatever a client says of hosts
+    sys_flag = message.sys_flag & _NOT_OF_HOSTS  # whatever a client says of them
     magic, topic = _topic_field(message.topic)
     if len(born_host) == 8 and len(store_host) == 8:
         pack, head_bytes = _pack_head, _HEAD_BYTES

@@ -21,6 +21,8 @@ GET_CONSUMER_LIST_BY_GROUP = 38
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
 GET_PRODUCER_CONNECTION_LIST = 204
 READ_WRITE = 6
+#: servers close connections that nobody uses for twice as long
+IDLE_S = 60
 #: Apache's broker may need its next heart-beat to register after a start, and registers a new topic after it answered
 ROUTE_TIMEOUT_S = 20
 POLL_S = 0.01
@@ -54,7 +56,9 @@ class RemotingConnection:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+        self._address = host.strip("[]"), int(port)
+        self._socket = socket.create_connection(self._address, timeout=10)
+        self._used_s = time.monotonic()
         self._lock = threading.Lock()
         self._opaque = 0
 
@@ -69,6 +73,10 @@ class RemotingConnection:
         """The body and the fields of the answer. Raises AdminError."""
         with self._lock:
             self._opaque += 1
+            if time.monotonic() - self._used_s > IDLE_S:
+                self._socket.close()
+                self._socket = socket.create_connection(self._address, timeout=10)
+            self._used_s = time.monotonic()
             self._socket.sendall(encoded(code, self._opaque, fields, body))
             (length,) = struct.unpack(">I", self._read(4))
             header, answer = decoded(self._read(length))

@@ -295,7 +295,7 @@ SCRIPT: Sequence[Step | Situation] = (
         "-c DefaultCluster -f {home}/export",
         differs="no cpuNum, which is the size of a thread pool",
         apaches='"cpuNum":.*',
-        varies=(r'("messageAverageSize":).*',),
+        varies=(r'("(?:messageAverageSize|\w+DiskRatio|\w*Tps\w*)":).*',),
     ),
     Step("exportPopRecord", "-b {broker} -d true"),
     Step("haStatus", "-b {broker}", not_applicable=REPLICATION),

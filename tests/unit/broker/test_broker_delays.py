@@ -9,6 +9,7 @@ from saturnmq.kernel import properties as names
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy, TopicConfig
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import OfflineBroker
+from saturnmq.wire.record import parse_offset_message_id
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 
@@ -188,6 +189,15 @@ def test_the_consumer_may_choose_the_level_or_give_up(failing: OfflineBroker) ->
     assert len(failing.stored("%RETRY%g")) == 1
     assert send_back(failing, 0, delayLevel=-1) == 0
     assert len(failing.stored("%DLQ%g")) == 1
+
+
+def test_nobody_counts_beyond_a_java_int(failing: OfflineBroker) -> None:
+    """What a client says that a message was tried is believed."""
+    sent = failing.send("orders", header={"j": (1 << 31) - 1})
+    position = parse_offset_message_id(sent.fields["msgId"])[1]
+    assert send_back(failing, position) == 0
+    (dead,) = failing.stored("%DLQ%g")
+    assert dead.reconsume_times == (1 << 31) - 1
 
 
 def test_the_consumer_may_say_how_often(failing: OfflineBroker) -> None:

@@ -12,9 +12,10 @@ from saturnmq.kernel.later import Later
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.ports import SendReceipt, SendRequest
 from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig
-from saturnmq.testing.offline import OfflineBroker
+from saturnmq.testing.offline import OfflineBroker, OfflineConnection
 from saturnmq.wire.record import BatchEntry, encode_batch, parse_offset_message_id
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
+from saturnmq.wire.remoting.command import Command
 
 
 def test_a_message_is_stored_as_it_came_with_the_brokers_own_properties() -> None:
@@ -110,6 +111,32 @@ def test_a_broker_without_write_permission_takes_nothing() -> None:
 def test_a_missing_header_field_is_named() -> None:
     refused = OfflineBroker().ask(RequestCode.SEND_MESSAGE_V2, {"a": "p"})
     assert (refused.code, "`b`" in refused.remark) == (ResponseCode.SYSTEM_ERROR, True)
+
+
+@pytest.mark.parametrize("name", ["e", "f", "h", "j"])
+def test_numbers_have_javas_32_bits(name: str) -> None:
+    offline = OfflineBroker()
+    for value in (1 << 31, -(1 << 31) - 1):
+        refused = offline.send("orders", header={name: value})
+        assert refused.code == ResponseCode.SYSTEM_ERROR
+    if name != "f":
+        assert offline.send("orders", header={name: -1}).code == 0
+
+
+def test_flags_of_an_answer_are_bits() -> None:
+    """Where nobody looks at them all may be set, but for the two that say which part of a transaction it is."""
+    offline, requester = OfflineBroker(), OfflineConnection()
+    offline.heartbeat("requester", producers=["p"], connection=requester)
+    properties = names.encode({"REPLY_TO_CLIENT": "requester"}).decode()
+    fields = {
+        "a": "p", "b": "DefaultCluster_REPLY_TOPIC", "c": "TBW102", "d": 4, "e": 0, "f": ~12, "g": 7, "h": -1,
+        "i": properties,
+    }  # fmt: skip
+    asked = offline.ask(RequestCode.SEND_REPLY_MESSAGE_V2, fields, b"answer")
+    requester.asked[0][3].resolve(Command(0, 1))
+    assert asked.code == 0
+    (stored,) = offline.stored("DefaultCluster_REPLY_TOPIC")
+    assert (stored.flag, stored.sys_flag & 0xF) == (-1, 3)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +238,7 @@ def test_a_batch_is_consecutive_messages() -> None:
         ("%RETRY%g", [b"a"], "batch request does not support retry group"),
         ("orders", [bytes(3 << 20), bytes(2 << 20)], "4194304"),
         ("inner", [b"a"], "BatchCQ"),
+        ("orders", [], "no messages"),
     ],
 )
 def test_batches_that_are_refused(topic: str, bodies: list[bytes], remark: str) -> None:

@@ -45,6 +45,22 @@ def test_files(disk: Disk) -> None:
     again.close()
 
 
+@pytest.mark.parametrize(("name", "error"), [("x" * 256, OSError), ("a/" + "x" * 256, OSError), ("a\0", ValueError)])
+def test_what_is_no_name(disk: Disk, name: str, error: type[Exception]) -> None:
+    assert not disk.exists(name)
+    disk.mkdir("a")
+    for use in (disk.list, disk.create, disk.open, disk.mkdir):
+        with pytest.raises(error):
+            use(name)
+
+
+def test_nobody_leaves_the_simulated_root() -> None:
+    disk = SimulatedDisk()
+    for use in (disk.list, disk.create, disk.open, disk.mkdir, disk.exists):
+        with pytest.raises(AssertionError, match="leaves its directory"):
+            use("a/../b")
+
+
 def test_directories(disk: Disk) -> None:
     assert disk.list("x/y") == []
     assert not disk.exists("x")

@@ -334,6 +334,26 @@ def test_a_server_may_ask_its_clients(run: Runner) -> None:
     run(main())
 
 
+def test_who_asks_a_client_about_itself_may_leave(run: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """The request and the answer that it waits for are lost together."""
+    gone = asyncio.Event()
+
+    def relay(command: Command, connection: RemotingConnection) -> Later[Response | None]:
+        connection.on_close.append(gone.set)
+        return connection.request(307, {}, b"", 5000).map(lambda answer: Response())
+
+    async def main() -> None:
+        async with Stage({307: relay}) as stage:
+            peer = await stage.dial()
+            peer.send(Command(307, 1))
+            assert (await peer.receive()).code == 307
+            peer.writer.close()
+            await gone.wait()
+
+    run(main())
+    assert caplog.records == []
+
+
 def test_a_client_shares_one_connection_and_makes_a_new_one_when_it_is_lost(run: Runner) -> None:
     seen: list[RemotingConnection] = []
 

@@ -110,6 +110,21 @@ asyncio.run(with_store(Path(sys.argv[1]), use))
 """
 
 
+@pytest.mark.parametrize("topic", ["..", ".", "../outside", "outside/0", "x" * 1000, "a\0b", ""])
+def test_what_is_no_topic_has_no_files(tmp_path: Path, topic: str) -> None:
+    """Clients ask for whatever they like."""
+    (tmp_path / "outside" / "0").mkdir(parents=True)
+    (tmp_path / "store" / "0").mkdir(parents=True)
+
+    async def ask(store: Store) -> None:
+        assert store.queues(topic) == []
+        assert (store.min_offset(topic, 0), store.max_offset(topic, 0)) == (0, 0)
+        await result(store.delete([topic]))
+
+    asyncio.run(with_store(tmp_path / "store", ask))
+    assert (tmp_path / "outside" / "0").exists()
+
+
 def test_kill_and_restart(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
     process = subprocess.Popen(
