@@ -30,6 +30,8 @@ WARM_ROUNDS = 10
 MOST_GROWTH_BYTES = 24 << 20
 FRAMES_OVER_SOCKETS = 200_000
 CONNECTIONS = 8
+FRAMES_PER_CONNECTION = 200
+CLOSED_WITHIN_S = 5
 #: of a server with the topics and groups that were made, at most these
 MOST_SERVER_GROWTH_BYTES = 128 << 20
 SLOWEST_NEIGHBOUR_S = 2
@@ -102,23 +104,24 @@ async def flood(ports: dict[str, str], frames: int, seed: int) -> None:
 
 
 async def _flood_one(address: str, mutator: Mutator, frames: int) -> None:
-    """One connection after the other; whoever is closed goes on with a new one."""
+    """One connection after the other: each ends with a frame that may swallow what would follow it."""
     host, _, port = address.rpartition(":")
     sent = 0
     while sent < frames:
+        made: list[bytes] = []
+        is_broken = False
+        while not is_broken and len(made) < FRAMES_PER_CONNECTION:
+            frame, is_broken = mutator.frame()
+            made.append(frame)
+        sent += len(made)
         reader, writer = await asyncio.open_connection(host, int(port))
-        with contextlib.suppress(ConnectionError):
-            is_broken = False
-            for _ in range(20):
-                made = [mutator.frame() for _ in range(20)]
-                sent += len(made)
-                is_broken = any(broken for _, broken in made)
-                writer.write(b"".join(frame for frame, _ in made))
-                await writer.drain()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.001 if is_broken else 0.02):
-                        if not await reader.read(1 << 20):
-                            break
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            writer.write(b"".join(made))
+            await writer.drain()
+            writer.write_eof()  # the server handles what came, and then closes its end
+            async with asyncio.timeout(CLOSED_WITHIN_S):
+                while await reader.read(1 << 20):
+                    pass
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()

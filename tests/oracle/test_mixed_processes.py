@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.admin import Admin
-from harness.apache import Apache
+from harness.apache import START_TIMEOUT_S, Apache
 from harness.processes import Processes, exchange, wait_for_route
 from harness.remoting import RemotingClient, RemotingProcess
 from harness.servers import free_broker_port
@@ -36,7 +36,7 @@ def test_apaches_broker_at_our_nameserver(
     namesrv, port = processes.namesrv().ready["namesrv"], free_broker_port()
     broker = apache.start("broker", port, NAMESRV=namesrv, BROKER_PORT=str(port))
     address = f"127.0.0.1:{port}"
-    wait_for_route(namesrv, {"broker-a": address})
+    wait_for_route(namesrv, {"broker-a": address}, START_TIMEOUT_S)  # its port is open long before it registers
     exchange_in_new_topic(namesrv, address, remoting_process("java"))
     broker.kill()
     wait_for_route(namesrv, {})

@@ -485,8 +485,8 @@ class Store:
     def _write_queues(self) -> None:
         """Bring the tails into the files, once their records are durable; sometimes make the files durable too."""
         self._tick = None
-        if self._failed or self._refusal is not None:
-            return
+        if self._failed or self._refusal is not None or self._writing_queues:
+            return  # topics may be being deleted: `_rest` comes again
         self._writing_queues = True  # before messages are shown, which asks for this again
         self._write()
         if self._failed or self._stuck:

@@ -33,6 +33,7 @@ def installed_jars() -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         subprocess.run(["bash", str(SCRIPT), "install"], env={**os.environ, "APACHE_HOME": str(partial)}, check=True)
         (partial / "lib").rename(home / "lib")
+        shutil.rmtree(partial)
     return home / "lib"
 
 

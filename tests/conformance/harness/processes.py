@@ -55,8 +55,8 @@ def route(namesrv: str, topic: str = "TBW102") -> dict[str, str]:
     return {broker["brokerName"]: broker["brokerAddrs"]["0"] for broker in data["brokerDatas"]}
 
 
-def wait_for_route(namesrv: str, brokers: dict[str, str]) -> None:
-    deadline = time.monotonic() + SOON_S
+def wait_for_route(namesrv: str, brokers: dict[str, str], timeout_s: float = SOON_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while (known := route(namesrv)) != brokers:
         assert time.monotonic() < deadline, f"{namesrv} knows {known}, not {brokers}"
         time.sleep(0.02)

@@ -18,7 +18,7 @@ from harness.admin import (
     AdminError,
     RemotingConnection,
 )
-from harness.apache import Apache, ApacheProcess
+from harness.apache import START_TIMEOUT_S, Apache, ApacheProcess
 from harness.pipeline import Stored, read_back
 from harness.servers import free_broker_port
 from saturnmq.testing.server import ServerProcess
@@ -127,7 +127,7 @@ class SharedBroker:
 
     def wait_for_route(self, topic: str) -> None:
         connection = RemotingConnection(self.namesrv)
-        deadline = time.monotonic() + ROUTE_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         try:
             while True:
                 try:

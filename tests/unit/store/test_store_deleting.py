@@ -233,3 +233,25 @@ def test_a_damaged_file_refuses_the_store() -> None:
     stage.disk.replace_file(deleted.PATH, b"{")
     with pytest.raises(StoreRefused, match=deleted.PATH):
         stage.again()
+
+
+def test_a_write_that_was_due_waits_for_the_deletion() -> None:
+    """Else it makes the queue's files anew, and the next sync looks for files that the deletion took."""
+    stage = filled()
+    stage.send(b"not in its queue's file yet", topic="A")  # which has a write planned
+    background = HeldBackground()
+    stage.store._background = stage.store._queues._background = background
+    answer = Answer(stage.store.delete(["A"]))
+    stage.clock.advance(20_000)  # the write and a checkpoint are due
+    while not answer.answered:
+        background.go()
+        stage.clock.run_soon()
+    assert answer.error is None
+    stage.send(b"other", topic="B")
+    for _ in range(4):
+        stage.clock.advance(20_000)
+        while background.jobs:
+            background.go()
+            stage.clock.run_soon()
+    assert stage.store.topics() == ["B"]
+    stage.send(b"taken", topic="B")
