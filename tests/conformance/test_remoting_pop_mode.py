@@ -328,6 +328,7 @@ def test_popping_goes_on_when_the_broker_restarts(
     wait_assigned(consumer, topic, ANY_QUEUE)
     send(client, topic, 20)
     assert Counter(numbers(consumer.received(20))) == Counter(range(20))
+    assert not consumer.take(1, timeout_s=INVISIBLE_MS / 1000 + 1), "the acknowledgements have come"
     assert local.stop() == 0
     local.start()
     admin = Admin(local.namesrv, local.broker)
