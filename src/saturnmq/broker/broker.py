@@ -37,7 +37,8 @@ from saturnmq.store.store import Store
 
 
 class Broker:
-    """Owns the parts below and implements `kernel.ports.BrokerPort`: each verb is the method of the part that does it.
+    """Owns the parts below and implements `kernel.ports.BrokerPort` and `ClusterPort`: each verb is the method of the
+    part that does it.
 
     Every part owns its state and was told the others that it needs. `random(n)` draws from 0 to n-1.
     """

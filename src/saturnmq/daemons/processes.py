@@ -303,7 +303,7 @@ class Local(Broker):
         remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")
         await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
 
-        self.proxy = Proxy({self.broker.name: self.broker}, routes, config, self.clock)
+        self.proxy = Proxy({self.broker.name: self.broker}, self.broker, routes, config, self.clock)
         self.opened.callback(self.proxy.close)
         await self.listen("grpc", self._grpc_server(self.proxy), config.grpc_server_port)
         await self.listen_vip()

@@ -1,7 +1,7 @@
 """The doors between rooms, in kernel terms: no headers, no channels, no sockets.
 
-`broker.Broker` implements `BrokerPort`; in Cluster mode the Proxy will implement it over the wire. Every method
-answers now or `Later` (see `kernel.later`) and raises or fails with a `kernel.errors.SaturnError`.
+`broker.Broker` implements `BrokerPort` and `ClusterPort`; `proxy.cluster` does it over the wire. Every method answers
+now or `Later` (see `kernel.later`) and raises or fails with a `kernel.errors.SaturnError`.
 """
 
 from __future__ import annotations
@@ -289,6 +289,10 @@ class BrokerPort(Protocol):
         ...
 
     def send_back(self, request: SendBackRequest) -> Reply[None]: ...
+
+
+class ClusterPort(Protocol):
+    """What the Proxy may ask where it does not matter which Broker answers, and tell all of them."""
 
     def topic_config(self, topic: str) -> Reply[TopicConfig | None]: ...
 

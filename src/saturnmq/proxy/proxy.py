@@ -25,6 +25,7 @@ from saturnmq.kernel.later import Reply, after, chain, rescue
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
     BrokerPort,
+    ClusterPort,
     Delivery,
     InvisibleChanged,
     PopRequest,
@@ -85,17 +86,24 @@ class ReceiveResult(msgspec.Struct):
 class Proxy:
     """Sends, receives and settles messages. Owner of routing, sessions and receipts.
 
-    In Local mode `brokers` has the broker of this process, and nothing between is encoded.
+    In Local mode the broker of this process is all of `brokers`, and the cluster; nothing between is encoded.
     """
 
-    def __init__(self, brokers: Mapping[str, BrokerPort], routes: RoutePort, config: ProxyConfig, clock: Clock) -> None:
-        assert brokers, "a Proxy needs a broker"
+    def __init__(
+        self,
+        brokers: Mapping[str, BrokerPort],
+        cluster: ClusterPort,
+        routes: RoutePort,
+        config: ProxyConfig,
+        clock: Clock,
+    ) -> None:
         self.config = config
         self.clock = clock
         self.brokers = brokers
-        self.routing = Routing(brokers, routes, clock)
-        self.sessions = Sessions(brokers.values(), clock, config.channel_expired_timeout)
-        self.receipts = Receipts(config, clock)
+        self.cluster = cluster
+        self.routing = Routing(brokers, cluster, routes, clock)
+        self.sessions = Sessions(cluster, clock, config.channel_expired_timeout)
+        self.receipts = Receipts(cluster, config, clock)
         self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
 
     def close(self) -> None:
@@ -189,7 +197,7 @@ class Proxy:
 
     def _receive(self, view: TopicView, request: ReceiveRequest) -> Reply[ReceiveResult]:
         broker = self.brokers[view.choose_broker(request.broker_name)]
-        return chain(broker.group_config(request.group), lambda group: self._pop(broker, group, request))
+        return chain(self.cluster.group_config(request.group), lambda group: self._pop(broker, group, request))
 
     def _pop(self, broker: BrokerPort, found: GroupConfig | None, request: ReceiveRequest) -> Reply[ReceiveResult]:
         group = existing(found, request.group)

@@ -20,7 +20,7 @@ from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, SystemBusy
 from saturnmq.kernel.later import Reply, hear
-from saturnmq.kernel.ports import BrokerPort, Delivery
+from saturnmq.kernel.ports import BrokerPort, ClusterPort, Delivery
 from saturnmq.kernel.topic import GroupConfig, GroupRetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class Lease(msgspec.Struct, kw_only=True):
 class Receipts:
     """Owner of the leases, by receipt handle. Looks at them only while there are any."""
 
-    def __init__(self, config: ProxyConfig, clock: Clock) -> None:
+    def __init__(self, cluster: ClusterPort, config: ProxyConfig, clock: Clock) -> None:
+        self._cluster = cluster
         self._config = config
         self._clock = clock
         self._leases: dict[str, Lease] = {}
@@ -137,7 +138,7 @@ class Receipts:
             policy = GroupRetryPolicy() if group is None else group.group_retry_policy
             give_back(broker, delivery, policy.delay_ms(lease.reconsume_times))
 
-        settle(lambda: broker.group_config(delivery.group), back, partial(_not_given_back, delivery))
+        settle(lambda: self._cluster.group_config(delivery.group), back, partial(_not_given_back, delivery))
 
 
 def give_back(broker: BrokerPort, delivery: Delivery, visible_in_ms: int) -> None:

@@ -50,8 +50,8 @@ class Routes:
         endpoints = self._endpoints(call, request.endpoints)
 
         def of_view(view: TopicView) -> Reply[bytes]:
-            broker = next(iter(self._proxy.brokers.values()))
-            return after(broker.group_config(group), partial(_assignments, request.topic, endpoints, view))
+            found = self._proxy.cluster.group_config(group)
+            return after(found, partial(_assignments, request.topic, endpoints, view))
 
         return chain(self._proxy.routing.view(topic), of_view)
 

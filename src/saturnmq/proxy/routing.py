@@ -13,7 +13,7 @@ from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import NoPermission, TopicNotFound
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after, chain
-from saturnmq.kernel.ports import BrokerPort, RoutePort
+from saturnmq.kernel.ports import BrokerPort, ClusterPort, RoutePort
 from saturnmq.kernel.subscription import tag_hash
 from saturnmq.kernel.topic import READ, WRITE, MessageQueue, MessageType, QueueData, TopicConfig, TopicRoute
 
@@ -66,16 +66,18 @@ class TopicView(msgspec.Struct, kw_only=True):
 class Routing:
     """Views of topics. Owner of the cache; a view is made anew when the topic's settings are another object."""
 
-    def __init__(self, brokers: Mapping[str, BrokerPort], routes: RoutePort, clock: Clock) -> None:
+    def __init__(
+        self, brokers: Mapping[str, BrokerPort], cluster: ClusterPort, routes: RoutePort, clock: Clock
+    ) -> None:
         self._brokers = brokers
+        self._cluster = cluster
         self._routes = routes
         self._clock = clock
         self._views: dict[str, TopicView] = {}
 
     def view(self, topic: str) -> Reply[TopicView]:
         """Raises TopicNotFound. With devAutoCreate the broker creates what it is asked for."""
-        broker = next(iter(self._brokers.values()))
-        return chain(broker.topic_config(topic), partial(self._of, topic))
+        return chain(self._cluster.topic_config(topic), partial(self._of, topic))
 
     def _of(self, topic: str, config: TopicConfig | None) -> Reply[TopicView]:
         if config is None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ClientUnknown, ConnectionLost, NotSupported, SystemBusy
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after
-from saturnmq.kernel.ports import BrokerPort, ConsumerMembership, DirectMessage, SendRequest
+from saturnmq.kernel.ports import ClusterPort, ConsumerMembership, DirectMessage, SendRequest
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.bodies import encode
@@ -121,8 +121,8 @@ class Client:
 class Sessions:
     """Owner of the clients. One that sends no heart-beat for channelExpiredTimeout is gone, as at the broker."""
 
-    def __init__(self, brokers: Iterable[BrokerPort], clock: Clock, expire_ms: int) -> None:
-        self._brokers = list(brokers)
+    def __init__(self, cluster: ClusterPort, clock: Clock, expire_ms: int) -> None:
+        self._cluster = cluster
         self._clock = clock
         self._expire_ms = expire_ms
         self._clients: dict[str, Client] = {}
@@ -167,8 +167,7 @@ class Sessions:
         if client.membership is not None and (membership is None or membership.group != client.membership.group):
             left.add(client.membership.group)
         for group in left:
-            for broker in self._brokers:
-                broker.client_left(client, group)
+            self._cluster.client_left(client, group)
         client.membership = membership
         client.producer_groups = producer_groups
         self._keep_alive(client)
@@ -190,8 +189,7 @@ class Sessions:
         client = self._clients.pop(client_id, None)
         if client is not None:
             self._settings_bytes -= client.settings_bytes
-            for broker in self._brokers:
-                broker.client_left(client)
+            self._cluster.client_left(client)
             self.on_gone(client)
         return client
 
@@ -201,11 +199,10 @@ class Sessions:
 
     def _keep_alive(self, client: Client) -> None:
         client.seen_ms = self._clock.steady_ms()
-        for broker in self._brokers:
-            if client.membership is not None:
-                broker.consumer_joined(client, client.membership)
-            for group in client.producer_groups:
-                broker.producer_joined(client, group)
+        if client.membership is not None:
+            self._cluster.consumer_joined(client, client.membership)
+        for group in client.producer_groups:
+            self._cluster.producer_joined(client, group)
 
     def _expire(self) -> None:
         steady_ms = self._clock.steady_ms()

@@ -83,14 +83,13 @@ class Telemetry:
                 "the settings have neither `publishing` nor `subscription`: is this a producer or a consumer?"
             )
         membership = self._membership(sent)
-        broker = next(iter(self._proxy.brokers.values()))
 
         def complete(found: GroupConfig | None) -> pb.Settings:
             group = existing(found, membership.group)
             join(membership=membership).stream = commands
             return complete_consumer(sent, config, group)
 
-        return after(broker.group_config(membership.group), complete)
+        return after(self._proxy.cluster.group_config(membership.group), complete)
 
     def _membership(self, sent: pb.Settings) -> ConsumerMembership:
         """Raises IllegalGroup, IllegalTopic, IllegalFilter, NotSupported."""

@@ -46,7 +46,8 @@ R = TypeVar("R", bound=ProtoMessage)
 
 
 class FakeBroker:
-    """A `kernel.ports.BrokerPort` and `RoutePort`. Answers come from `answers`, or are the obvious ones."""
+    """A `kernel.ports.BrokerPort`, `ClusterPort` and `RoutePort`. Answers come from `answers`, or are the obvious
+    ones."""
 
     name = "broker-a"
 
@@ -230,7 +231,7 @@ class Grpc:
     def __init__(self, config: ProxyConfig | None = None) -> None:
         self.clock = VirtualClock()
         self.broker = FakeBroker(self.clock)
-        self.proxy = Proxy({"broker-a": self.broker}, self.broker, config or ProxyConfig(), self.clock)
+        self.proxy = Proxy({"broker-a": self.broker}, self.broker, self.broker, config or ProxyConfig(), self.clock)
         self.table = grpc.methods(self.proxy)
         self.headers = {b"x-mq-client-id": b"client-1", b"x-mq-language": b"PYTHON", b"x-mq-client-version": b"5.1.2"}
 

@@ -74,7 +74,7 @@ class Client(Grpc):
             broker.topics.put(config)
         broker.groups.put(GroupConfig(group_name="fifo-group", consume_message_orderly=True))
         broker.register(routes, Address("127.0.0.1", 10911))
-        self.proxy = Proxy({broker.name: broker}, routes, ProxyConfig(), self.clock)
+        self.proxy = Proxy({broker.name: broker}, broker, routes, ProxyConfig(), self.clock)
         self.table = grpc.methods(self.proxy)
         self.headers = {b"x-mq-client-id": b"client-1", b"x-mq-language": b"PYTHON", b"x-mq-client-version": b"5.1.2"}
         self.handles = ["", "x", "1 2 3 4 0 broker-a 0 0 0", "9 9 9 9 9 9 9 9 9"]

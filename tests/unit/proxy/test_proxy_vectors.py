@@ -63,7 +63,7 @@ class Server:
         broker.register(routes, Address("127.0.0.1", 10911))
         for number in range(MESSAGES):
             self.offline.send("TopicTest", b"Hello RocketMQ %d" % number, queue_id=number % 4, TAGS="TagA")
-        table = grpc.methods(Proxy({broker.name: broker}, routes, ProxyConfig(), self.clock))
+        table = grpc.methods(Proxy({broker.name: broker}, broker, routes, ProxyConfig(), self.clock))
         self.traffic = Traffic(Metrics())
         self.transport = Transport()
         self.connection = GrpcConnection(
