@@ -10,12 +10,6 @@ import msgspec
 
 from saturnmq.broker import filters
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import (
-    PullHeader,
-    SendBackHeader,
-    SendHeader,
-    SendHeaderV2,
-)
 from saturnmq.broker.remoting_assignment import AssignmentHandlers
 from saturnmq.broker.remoting_broker import BrokerHandlers
 from saturnmq.broker.remoting_clients import ClientHandlers
@@ -51,6 +45,12 @@ from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.wire.record import decode_batch
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import (
+    PullHeader,
+    SendBackHeader,
+    SendHeader,
+    SendHeaderV2,
+)
 
 #: since when clients say how often a message may be retried (MQVersion.V3_4_9)
 _V3_4_9 = 121

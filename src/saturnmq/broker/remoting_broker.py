@@ -10,7 +10,6 @@ import logging
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import StatsHeader
 from saturnmq.broker.runtime import runtime_info
 from saturnmq.kernel.errors import InvalidParameter
 from saturnmq.kernel.later import Reply, after, hear
@@ -18,6 +17,7 @@ from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import KVTable, StatsData, StatsItem, encode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import StatsHeader
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,10 @@ import msgspec
 
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.filters import check_allowed
-from saturnmq.broker.headers import (
-    CheckClientBody,
-    ConsumerGroupHeader,
-    GroupTopicHeader,
-    ProducerGroupHeader,
-    UnregisterHeader,
-)
-from saturnmq.broker.remoting_relay import RemotingChannel
 from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.subscription import Subscription, keep, subscribe
+from saturnmq.net.remoting_channel import RemotingChannel
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     Connection,
@@ -36,6 +29,13 @@ from saturnmq.wire.remoting.bodies import (
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import ConsumerConnection, QuerySubscription, subscription_data
+from saturnmq.wire.remoting.headers import (
+    CheckClientBody,
+    ConsumerGroupHeader,
+    GroupTopicHeader,
+    ProducerGroupHeader,
+    UnregisterHeader,
+)
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,6 @@ from itertools import islice
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import (
-    DeleteGroupHeader,
-    DeleteGroupsBody,
-    ForbidHeader,
-    GroupHeader,
-    GroupPageHeader,
-    TopicHeader,
-)
 from saturnmq.kernel.errors import GroupNotFound
 from saturnmq.kernel.topic import DataVersion, GroupConfig
 from saturnmq.net.remoting_connection import RemotingConnection
@@ -28,6 +20,14 @@ from saturnmq.wire.remoting.bodies import (
     encode,
 )
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import (
+    DeleteGroupHeader,
+    DeleteGroupsBody,
+    ForbidHeader,
+    GroupHeader,
+    GroupPageHeader,
+    TopicHeader,
+)
 
 
 class GroupHandlers:

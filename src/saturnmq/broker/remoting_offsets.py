@@ -8,15 +8,6 @@ from collections.abc import Mapping
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import (
-    CloneHeader,
-    CommitHeader,
-    CorrectionHeader,
-    OffsetHeader,
-    QueueHeader,
-    ResetHeader,
-    SearchHeader,
-)
 from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NotFound, TopicNotFound
 from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.ports import Boundary
@@ -25,6 +16,15 @@ from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import CorrectionOffsets, ResetOffsets
+from saturnmq.wire.remoting.headers import (
+    CloneHeader,
+    CommitHeader,
+    CorrectionHeader,
+    OffsetHeader,
+    QueueHeader,
+    ResetHeader,
+    SearchHeader,
+)
 
 #: Java's Long.MAX_VALUE
 _LONG_MAX = (1 << 63) - 1

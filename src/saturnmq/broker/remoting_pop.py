@@ -16,16 +16,6 @@ from collections.abc import Iterator
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import (
-    AckHeader,
-    BatchAck,
-    BatchAckBody,
-    ChangeInvisibleHeader,
-    NotificationHeader,
-    PeekHeader,
-    PollingHeader,
-    PopHeader,
-)
 from saturnmq.broker.peeks import Peeked
 from saturnmq.kernel.errors import GroupNotFound, InvalidReceiptHandle, NoSuchMessage, TopicNotFound
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
@@ -37,6 +27,16 @@ from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import decode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import (
+    AckHeader,
+    BatchAck,
+    BatchAckBody,
+    ChangeInvisibleHeader,
+    NotificationHeader,
+    PeekHeader,
+    PollingHeader,
+    PopHeader,
+)
 
 _CODES = {
     PopStatus.FOUND: ResponseCode.SUCCESS,

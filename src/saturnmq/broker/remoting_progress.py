@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import ConsumeStatsHeader, GroupTopicHeader, OrderHeader
 from saturnmq.kernel.errors import TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.topic import MessageQueue, pop_retry_topic
@@ -21,6 +20,7 @@ from saturnmq.wire.remoting.consumers import (
     QueueProgress,
     QueueTimeSpan,
 )
+from saturnmq.wire.remoting.headers import ConsumeStatsHeader, GroupTopicHeader, OrderHeader
 
 Progress = dict[MessageQueue, QueueProgress]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import ConsumeQueueHeader, QueryHeader, ViewHeader
 from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.subscription import TAG
@@ -16,6 +15,7 @@ from saturnmq.wire.remoting.bodies import encode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import ConsumeQueueEntry, ConsumeQueuePage, subscription_data
+from saturnmq.wire.remoting.headers import ConsumeQueueHeader, QueryHeader, ViewHeader
 
 _KINDS = {kind.value: kind for kind in KeyKind}
 #: entries of a consume queue in one answer

@@ -6,7 +6,6 @@ from __future__ import annotations
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import RecallHeader
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import InvalidParameter
 from saturnmq.kernel.host import pack
@@ -14,6 +13,7 @@ from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.ports import RecallRequest
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import RecallHeader
 
 
 class TimerHandlers:

@@ -8,7 +8,6 @@ import msgspec
 
 from saturnmq.broker import attributes
 from saturnmq.broker.broker import Broker
-from saturnmq.broker.headers import CreateTopicHeader, TopicHeader, TopicPageHeader
 from saturnmq.kernel.errors import NotSupported, TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.topic import DataVersion, MessageQueue, TopicConfig
@@ -24,6 +23,7 @@ from saturnmq.wire.remoting.bodies import (
     encode,
 )
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.headers import CreateTopicHeader, TopicHeader, TopicPageHeader
 
 
 class TopicHandlers:

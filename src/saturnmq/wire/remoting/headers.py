@@ -1,4 +1,4 @@
-"""What Remoting requests to a broker carry: header fields and JSON bodies, under Apache's names.
+"""What Remoting requests to a broker, or a Proxy, carry: header fields and JSON bodies, under Apache's names.
 
 Parsed with `msgspec.convert(fields, Header, strict=False)`: header values are strings. Fields that this server has no
 use for are left out. Source: remoting/protocol/header/ and body/.
