@@ -26,11 +26,11 @@ from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
-from saturnmq.kernel.errors import IllegalTopic, InvalidParameter
+from saturnmq.kernel.errors import IllegalTopic, InvalidParameter, NotSupported
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after, chain, gather
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, EndTransactionRequest
 from saturnmq.kernel.topic import SCHEDULE_TOPIC, TIMER_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
 from saturnmq.store.results import Arrival
 from saturnmq.store.store import Store
@@ -192,6 +192,9 @@ class Broker:
 
     def group_config(self, group: str) -> GroupConfig | None:
         return self.groups.get(group)
+
+    def end_transaction(self, request: EndTransactionRequest) -> Reply[None]:
+        raise NotSupported("transactions are not supported by this version of SaturnMQ")
 
     def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None:
         self.clients.consumer_joined(channel, membership)

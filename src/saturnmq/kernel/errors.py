@@ -104,6 +104,10 @@ class InvalidReceiptHandle(SaturnError):
     """The receipt handle is expired, foreign or forged."""
 
 
+class InvalidTransactionId(SaturnError):
+    """No half message is meant, or another than its group and id say."""
+
+
 class NoSuchMessage(SaturnError):
     """There is no message at this offset."""
 

@@ -1,7 +1,7 @@
 """Handles: what a client holds of a message, to say later which one it means.
 
 The receipt handle is a consumer's, for a message that it has received and not yet acknowledged; the recall handle is a
-producer's, for a message whose time has not come.
+producer's, for a message whose time has not come; the transaction handle is a gRPC producer's, for a half message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import msgspec
 
-from saturnmq.kernel.errors import IllegalOperation, InvalidReceiptHandle
+from saturnmq.kernel.errors import IllegalOperation, InvalidReceiptHandle, InvalidTransactionId
 
 #: of 64 bits with a sign
 MAX_NUMBER = (1 << 63) - 1
@@ -119,3 +119,37 @@ class RecallHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         _, topic, broker_name, time, message_id, *_ = fields
         time_ms = int(time) if time.isascii() and time.isdigit() and len(time) < _TIME_DIGITS else -1
         return cls(topic=topic, broker_name=broker_name, time_ms=time_ms, message_id=message_id)
+
+
+class TransactionHandle(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One half message, for any Proxy: the `transaction_id` over gRPC. Text form: `v1 brokerName halfOffset
+    commitLogOffset messageId` in URL-safe Base64."""
+
+    broker_name: str
+    #: in the queue of half messages
+    half_offset: int
+    commit_log_offset: int
+    #: the unique key
+    message_id: str
+
+    def encode(self) -> str:
+        return urlsafe_b64encode(
+            f"v1 {self.broker_name} {self.half_offset} {self.commit_log_offset} {self.message_id}".encode()
+        ).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> TransactionHandle:
+        """Raises InvalidTransactionId."""
+        try:
+            version, broker_name, *numbers, message_id = urlsafe_b64decode(text.encode("ascii")).decode().split(" ", 4)
+            half_offset, commit_log_offset = map(int, numbers)
+            if version != "v1" or not 0 <= half_offset <= MAX_NUMBER or not 0 <= commit_log_offset <= MAX_NUMBER:
+                raise ValueError("it has numbers that no message has")
+        except ValueError as error:
+            raise InvalidTransactionId(f"the transaction id {text[:200]!r} cannot be read: {error}") from None
+        return cls(
+            broker_name=broker_name,
+            half_offset=half_offset,
+            commit_log_offset=commit_log_offset,
+            message_id=message_id,
+        )

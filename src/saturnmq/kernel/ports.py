@@ -62,6 +62,43 @@ class RecallRequest(msgspec.Struct, gc=False, kw_only=True):
     born_host: bytes
 
 
+class Resolution(Enum):
+    """What becomes of a half message."""
+
+    COMMIT = auto()
+    ROLLBACK = auto()
+    UNKNOWN = auto()  # not decided yet: it stays, and is asked about again
+
+
+class EndTransactionRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Commit a half message or roll it back. Where it stands is in `SendReceipt` and `TransactionCheck`."""
+
+    topic: str
+    producer_group: str
+    #: its offset in the queue of half messages (tranStateTableOffset)
+    half_offset: int
+    commit_log_offset: int
+    resolution: Resolution
+    #: the answer to a check, which may come late
+    from_check: bool = False
+    #: its unique key, which must be the right one; None: nobody said it
+    message_id: str | None = None
+
+
+class TransactionCheck(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A half message that nobody has ended: what a producer of its group is asked about."""
+
+    group: str
+    broker_name: str
+    half_offset: int
+    commit_log_offset: int
+    #: its unique key
+    message_id: str
+    offset_message_id: str
+    #: with the topic and queue that it is for
+    record: bytes
+
+
 # ------------------------------------------------------------------------------------------------- consuming
 
 
@@ -249,6 +286,10 @@ class ClientChannel(Protocol):
         """Consume it now. How that went: the JSON of ConsumeMessageDirectlyResult, for tools to read."""
         ...
 
+    def check_transaction(self, check: TransactionCheck) -> bool:
+        """Ask what became of a transaction; the client answers by ending it, some time. False: it cannot be asked."""
+        ...
+
 
 class ConsumerMembership(msgspec.Struct, kw_only=True):
     """What one client says of one consumer group in its heart-beat."""
@@ -270,6 +311,10 @@ class BrokerPort(Protocol):
 
     def recall(self, request: RecallRequest) -> Reply[str]:
         """Take a message back; answers its id. Whether there is one is not looked at. Raises IllegalOperation."""
+        ...
+
+    def end_transaction(self, request: EndTransactionRequest) -> Reply[None]:
+        """Answers when it is durable. Raises InvalidTransactionId, IllegalOperation (too late)."""
         ...
 
     def pull(self, request: PullRequest) -> Reply[PullResult]: ...

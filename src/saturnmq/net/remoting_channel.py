@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import SaturnError, ServiceUnavailable
 from saturnmq.kernel.later import Later
-from saturnmq.kernel.ports import DirectMessage, SendRequest
-from saturnmq.kernel.topic import MessageQueue
+from saturnmq.kernel.ports import DirectMessage, SendRequest, TransactionCheck
+from saturnmq.kernel.topic import HALF_TOPIC, MessageQueue
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.codes import LanguageCode, RequestCode, ResponseCode
@@ -97,6 +97,19 @@ class RemotingChannel:
         }
         fields |= {name: str(value) for name, value in optional.items() if value is not None}
         return self._ask(RequestCode.CONSUME_MESSAGE_DIRECTLY, fields, message.record)
+
+    def check_transaction(self, check: TransactionCheck) -> bool:
+        fields = {
+            "topic": HALF_TOPIC,
+            "tranStateTableOffset": str(check.half_offset),
+            "commitLogOffset": str(check.commit_log_offset),
+            "msgId": check.message_id,
+            "transactionId": check.message_id,
+            "offsetMsgId": check.offset_message_id,
+            "bname": check.broker_name,
+        }
+        self._connection.send_one_way(RequestCode.CHECK_TRANSACTION_STATE, fields, check.record)
+        return True
 
     def _ask(
         self, code: int, fields: Mapping[str, str], body: bytes = b"", timeout_ms: int = TIMEOUT_MS

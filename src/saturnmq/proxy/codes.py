@@ -33,6 +33,7 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.IllegalInvisibleTime: pb.ILLEGAL_INVISIBLE_TIME,
     errors.IllegalPollingTime: pb.ILLEGAL_POLLING_TIME,
     errors.InvalidReceiptHandle: pb.INVALID_RECEIPT_HANDLE,
+    errors.InvalidTransactionId: pb.INVALID_TRANSACTION_ID,
     # who settles a message that is gone repeats it for ever (Java, Go), except after this code
     errors.NoSuchMessage: pb.INVALID_RECEIPT_HANDLE,
     errors.NotFound: pb.NOT_FOUND,

@@ -11,7 +11,9 @@ from itertools import count
 from saturnmq.kernel import properties as props
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ConnectionLost, RequestTimeout, SaturnError
+from saturnmq.kernel.handle import TransactionHandle
 from saturnmq.kernel.later import Later
+from saturnmq.kernel.ports import TransactionCheck
 from saturnmq.net.grpc_server import Call
 from saturnmq.proxy.messages import to_client
 from saturnmq.wire import record as records
@@ -46,10 +48,19 @@ class Commands:
         return self._ask(nonce, pb.TelemetryCommand(print_thread_stack_trace_command=command)).map(_stacks)
 
     def verify(self, record: bytes) -> Later[str]:
-        nonce, stored = self._nonce(), records.decode(record)
-        received = to_client(stored, props.decode(stored.properties), "", stored.reconsume_times, stored.topic)
-        command = pb.VerifyMessageCommand(nonce=nonce, message=pb.ReceiveMessageResponse.FromString(received).message)
+        nonce = self._nonce()
+        command = pb.VerifyMessageCommand(nonce=nonce, message=_message(record))
         return self._ask(nonce, pb.TelemetryCommand(verify_message_command=command)).map(_result)
+
+    def recover(self, check: TransactionCheck) -> None:
+        handle = TransactionHandle(
+            broker_name=check.broker_name,
+            half_offset=check.half_offset,
+            commit_log_offset=check.commit_log_offset,
+            message_id=check.message_id,
+        )
+        command = pb.RecoverOrphanedTransactionCommand(message=_message(check.record), transaction_id=handle.encode())
+        self._call.send(pb.TelemetryCommand(recover_orphaned_transaction_command=command).SerializeToString())
 
     def answered(self, command: pb.TelemetryCommand) -> None:
         """What the client says other than its settings; it repeats the nonce of the question."""
@@ -85,6 +96,12 @@ class Commands:
     def _timed_out(self, nonce: str) -> None:
         later, _ = self._asked.pop(nonce)
         later.fail(RequestTimeout(f"the client did not answer over its telemetry stream within {TIMEOUT_MS} ms"))
+
+
+def _message(record: bytes) -> pb.Message:
+    stored = records.decode(record)
+    received = to_client(stored, props.decode(stored.properties), "", stored.reconsume_times, stored.topic)
+    return pb.ReceiveMessageResponse.FromString(received).message
 
 
 def _stacks(answer: pb.TelemetryCommand) -> str:

@@ -10,7 +10,7 @@ from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ClientUnknown, ConnectionLost, NotSupported, SystemBusy
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after
-from saturnmq.kernel.ports import ClusterPort, ConsumerMembership, DirectMessage, SendRequest
+from saturnmq.kernel.ports import ClusterPort, ConsumerMembership, DirectMessage, SendRequest, TransactionCheck
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.bodies import encode
@@ -45,6 +45,10 @@ class Stream(Protocol):
 
     def verify(self, record: bytes) -> Reply[str]:
         """Consume this message, past its queue: what came of it, a name of Apache's CMResult."""
+        ...
+
+    def recover(self, check: TransactionCheck) -> None:
+        """Say what became of this transaction, by ending it."""
         ...
 
 
@@ -101,6 +105,12 @@ class Client:
     def consume(self, message: DirectMessage) -> Reply[bytes]:
         result = self._open_stream().verify(message.record)
         return after(result, lambda result: json.write(DirectResult(consume_result=result, remark="from gRPC client")))
+
+    def check_transaction(self, check: TransactionCheck) -> bool:
+        if self.stream is None or not self.stream.open:
+            return False
+        self.stream.recover(check)
+        return True
 
     def _open_stream(self) -> Stream:
         if self.stream is None or not self.stream.open:

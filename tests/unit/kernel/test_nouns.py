@@ -1,10 +1,12 @@
 """Names, addresses, properties, handles and filters."""
 
+from base64 import urlsafe_b64encode
+
 import pytest
 
 from saturnmq.kernel import properties
-from saturnmq.kernel.errors import IllegalFilter, IllegalGroup, IllegalTopic, InvalidReceiptHandle
-from saturnmq.kernel.handle import ReceiptHandle, TopicKind
+from saturnmq.kernel.errors import IllegalFilter, IllegalGroup, IllegalTopic, InvalidReceiptHandle, InvalidTransactionId
+from saturnmq.kernel.handle import ReceiptHandle, TopicKind, TransactionHandle
 from saturnmq.kernel.host import Address, pack, unpack
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.subscription import subscribe, tag_hash
@@ -113,3 +115,17 @@ def test_metrics_page() -> None:
         '# HELP c_total what it counts\n# TYPE c_total counter\nc_total{topic="a\\"b"} 3\n'
         "# HELP g how many\n# TYPE g gauge\ng 5\n"
     )
+
+
+def test_transaction_handles() -> None:
+    handle = TransactionHandle(broker_name="b", half_offset=7, commit_log_offset=1 << 40, message_id="01 AB")
+    assert TransactionHandle.decode(handle.encode()) == handle
+
+
+@pytest.mark.parametrize(
+    "text", ["v1 b 1 2", "v2 b 1 2 id", "v1 b x 2 id", "v1 b -1 2 id", f"v1 b 1 {1 << 63} id", "", "é"]
+)
+def test_what_is_no_transaction_handle(text: str) -> None:
+    for forged in (urlsafe_b64encode(text.encode()).decode(), text):
+        with pytest.raises(InvalidTransactionId):
+            TransactionHandle.decode(forged)

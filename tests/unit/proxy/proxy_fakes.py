@@ -19,6 +19,7 @@ from saturnmq.kernel.ports import (
     ClientChannel,
     ConsumerMembership,
     Delivery,
+    EndTransactionRequest,
     InvisibleChanged,
     Popped,
     PopRequest,
@@ -61,6 +62,7 @@ class FakeBroker:
         self.answers: dict[str, list[Any]] = {}
         self.sent: list[SendRequest] = []
         self.recalled: list[RecallRequest] = []
+        self.ended: list[EndTransactionRequest] = []
         self.popped: list[PopRequest] = []
         #: (method, arguments…) in the order of arrival, of everything that settles a message
         self.settled: list[tuple[Any, ...]] = []
@@ -119,6 +121,10 @@ class FakeBroker:
     def recall(self, request: RecallRequest) -> Reply[str]:
         self.recalled.append(request)
         return self.next_answer("recall", "the id")
+
+    def end_transaction(self, request: EndTransactionRequest) -> Reply[None]:
+        self.ended.append(request)
+        return self.next_answer("end_transaction", None)
 
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         raise AssertionError("gRPC does not pull in this version")

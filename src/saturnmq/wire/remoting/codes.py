@@ -290,6 +290,7 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
     errors.IllegalInvisibleTime: ResponseCode.INVALID_PARAMETER,
     errors.IllegalPollingTime: ResponseCode.INVALID_PARAMETER,
     errors.InvalidReceiptHandle: ResponseCode.MESSAGE_ILLEGAL,
+    errors.InvalidTransactionId: ResponseCode.SYSTEM_ERROR,
     errors.NoSuchMessage: ResponseCode.NO_MESSAGE,
     errors.NotFound: ResponseCode.QUERY_NOT_FOUND,
     errors.ConsumerNotOnline: ResponseCode.CONSUMER_NOT_ONLINE,
