@@ -371,8 +371,12 @@ class GrpcConnection(asyncio.Protocol):
             return  # reset in the same read
         route = self._routes.get(headers[b":path"])
         content_type = headers.get(b"content-type", b"")
-        if route is None or headers[b":method"] != b"POST" or not grpc.is_grpc(content_type):
-            self._refuse(stream, content_type)
+        if headers[b":method"] != b"POST" or not grpc.is_grpc(content_type):
+            if event.ended:  # else when it does, or at the next sweep
+                self._refuse_foreign(stream)
+            return
+        if route is None:
+            self._refuse_unknown(stream)
             return
         deadline_ms = None
         timeout = headers.get(b"grpc-timeout")
@@ -396,7 +400,9 @@ class GrpcConnection(asyncio.Protocol):
     def _on_data(self, event: DataReceived) -> None:
         call: Call | None = event.stream.owner
         if call is None:
-            return  # answered already, or never taken
+            if event.ended and event.stream.trailers is None:
+                self._refuse_foreign(event.stream)
+            return  # else answered already
         message = grpc.whole_message(event.data) if call._body is None else None
         if call._method.kind == Kind.BIDI:
             if message is not None:
@@ -510,14 +516,14 @@ class GrpcConnection(asyncio.Protocol):
         else:
             self._traffic.protocol_errors.add((event.code.name,))
 
-    def _refuse(self, stream: Stream, content_type: bytes) -> None:
-        """Not a call of ours."""
-        if not grpc.is_grpc(content_type) or stream.headers[b":method"] != b"POST":
-            self._http2.send_headers(stream, grpc.NOT_GRPC_BLOCK)
-            self._http2.send_data(stream, grpc.NOT_GRPC_TEXT, b"")
-            self._http2.end(stream, b"")
-            self._traffic.requests.add((UNKNOWN_METHOD, "415"))
-            return
+    def _refuse_foreign(self, stream: Stream) -> None:
+        """HTTP/2, but not gRPC."""
+        self._http2.send_headers(stream, grpc.NOT_GRPC_BLOCK)
+        self._http2.send_data(stream, grpc.NOT_GRPC_TEXT, b"")
+        self._http2.end(stream, b"")
+        self._traffic.requests.add((UNKNOWN_METHOD, "415"))
+
+    def _refuse_unknown(self, stream: Stream) -> None:
         path = stream.headers[b":path"].decode(errors="replace").removeprefix("/")
         message = f"{path} is not implemented by SaturnMQ"
         self._http2.end(stream, grpc.error_block(GrpcStatus.UNIMPLEMENTED, message))
@@ -674,6 +680,10 @@ class GrpcConnection(asyncio.Protocol):
         for call in self._calls():
             if call._body is not None and call._body.held_bytes and now_ms >= call._body.held_until_ms:
                 self._end_call(call, GrpcStatus.DEADLINE_EXCEEDED, "the request was never finished")
+        for stream in list(http2.streams.values()):
+            if stream.owner is None and stream.trailers is None:
+                self._refuse_foreign(stream)
+                self._flush()
         stuck = bool(self._write_paused or http2.queued_bytes)
         progress = (*http2.progress, self._transport.get_write_buffer_size())
         if now_ms >= self._close_by_ms and (self._closing or not http2.streams):

@@ -289,12 +289,16 @@ def test_not_a_call_of_ours() -> None:
     assert head[":status"] == "415"
     assert b"speaks gRPC" in text
     assert end == b""
-    peer.ask(5, grpc_timeout="soon")
-    assert peer.status(5)[0] == GrpcStatus.INVALID_ARGUMENT
-    peer.ask(7, grpc_encoding="deflate")  # not compressed after all
-    assert peer.heard()[7][-1] == OK
-    peer.say(opening(9, grpc_encoding="deflate"), data(9, b"\1\0\0\0\1x", True))
-    assert peer.status(9)[0] == GrpcStatus.UNIMPLEMENTED
+    peer.say(opening(11, content_type="text/plain"), data(11, b"more "))
+    assert 11 not in peer.heard()
+    peer.say(data(11, b"to come", True))
+    assert peer.heard()[11][0][":status"] == "415"
+    peer.ask(13, grpc_timeout="soon")
+    assert peer.status(13)[0] == GrpcStatus.INVALID_ARGUMENT
+    peer.ask(15, grpc_encoding="deflate")  # not compressed after all
+    assert peer.heard()[15][-1] == OK
+    peer.say(opening(17, grpc_encoding="deflate"), data(17, b"\1\0\0\0\1x", True))
+    assert peer.status(17)[0] == GrpcStatus.UNIMPLEMENTED
 
 
 def test_a_message_over_the_limit_is_refused_from_its_length() -> None:
@@ -361,6 +365,14 @@ def test_requests_that_are_never_finished_end() -> None:
     assert peer.status(3) == (GrpcStatus.DEADLINE_EXCEEDED, "the request was never finished")
     assert peer.traffic.held_bytes == 0
     assert not peer.transport.closed
+
+
+def test_what_is_not_grpc_is_answered_before_it_ends_when_it_takes_too_long() -> None:
+    peer = Peer()
+    peer.say(opening(1, content_type="text/plain"))
+    peer.connection.sweep(peer.clock.steady_ms())
+    head, _, _, reset = peer.heard()[1]
+    assert (head[":status"], reset) == ("415", ErrorCode.NO_ERROR)
 
 
 def test_what_is_inflated_counts_in_the_turn() -> None:

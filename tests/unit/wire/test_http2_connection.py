@@ -312,18 +312,20 @@ def test_random_bytes_raise_only_protocol_errors(garbage: bytes) -> None:
 # -- the start
 
 
-@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\n\r\n", b"POST", b"PRI * HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("hello", [b"GET / HTTP/1.1\r\n\r\n", b"POST /x HTTP/1.0\n", b"PRI * HTTP/1.1\r\n\r\n"])
 def test_http_1_gets_an_answer_that_it_understands(hello: bytes) -> None:
     connection = ServerConnection(Limits())
+    assert receive(connection, hello[:4]) == []
     with pytest.raises(Http2Error, match="HTTP_1_1_REQUIRED"):
-        receive(connection, hello)
+        receive(connection, hello[4:])
     assert connection.data_to_send() == HTTP_1_ANSWER
     assert b"This port speaks gRPC" in HTTP_1_ANSWER
 
 
-def test_neither_http_2_nor_1() -> None:
+@pytest.mark.parametrize("hello", [b"\x00\x00\x01\x23", b"INVALID CONNECTION PREFACE\r\n\r\n", b"A" * 8192])
+def test_neither_http_2_nor_1(hello: bytes) -> None:
     connection = ServerConnection(Limits())
-    assert fault(connection, b"\x00\x00\x01\x23") == ErrorCode.PROTOCOL_ERROR
+    assert fault(connection, hello) == ErrorCode.PROTOCOL_ERROR
     assert not connection.ready
 
 
@@ -377,6 +379,12 @@ def test_settings_must_come_first() -> None:
         ("something inside a block", frame(frames.HEADERS, 0, 1, BLOCK) + bytes(9), ErrorCode.PROTOCOL_ERROR),
         ("PRIORITY on stream 0", frame(frames.PRIORITY, 0, 0, bytes(5)), ErrorCode.PROTOCOL_ERROR),
         ("PRIORITY of four bytes", frame(frames.PRIORITY, 0, 1, bytes(4)), ErrorCode.FRAME_SIZE_ERROR),
+        ("PRIORITY after itself", frame(frames.PRIORITY, 0, 1, bytes(3) + b"\x01\x00"), ErrorCode.PROTOCOL_ERROR),
+        (
+            "HEADERS after itself",
+            frame(frames.HEADERS, 0x24, 1, bytes(3) + b"\x01\x00" + BLOCK),
+            ErrorCode.PROTOCOL_ERROR,
+        ),
         ("RST_STREAM on stream 0", frames.rst_stream(0, 0), ErrorCode.PROTOCOL_ERROR),
         ("RST_STREAM on an idle stream", frames.rst_stream(1, 0), ErrorCode.PROTOCOL_ERROR),
         ("RST_STREAM of three bytes", frame(frames.RST_STREAM, 0, 1, bytes(3)), ErrorCode.FRAME_SIZE_ERROR),

@@ -44,6 +44,8 @@ PAYING_BYTES = 1024
 DRAIN_PING = b"saturnmq"
 #: see ServerConnection._expected
 ANY = -1
+#: of the line that tells HTTP/1.1 from noise; clients do not write longer ones to a server that they do not know
+HTTP_1_LINE_BYTES = 8192
 
 
 class RequestReceived(msgspec.Struct, gc=False):
@@ -232,15 +234,23 @@ class ServerConnection:
     def _take_preface(self) -> None:
         start = self._buffer[: len(frames.PREFACE)]
         if not frames.PREFACE.startswith(start):
-            if start[:1].isupper():
-                self.output = [HTTP_1_ANSWER]
-                raise Http2Error(ErrorCode.HTTP_1_1_REQUIRED, "the client speaks HTTP/1.1")
-            self._started = True
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the client speaks neither HTTP/2 nor HTTP/1.1")
+            self._take_http_1()
+            return
         if len(start) == len(frames.PREFACE):
             self._started = True
             self._position = len(start)
             self._greet()
+
+    def _take_http_1(self) -> None:
+        """Raises once the first line says what it is."""
+        line, newline, _ = self._buffer.partition(b"\n")
+        if line[:1].isupper() and not newline and len(line) < HTTP_1_LINE_BYTES:
+            return
+        if b" HTTP/1." in line:
+            self.output = [HTTP_1_ANSWER]
+            raise Http2Error(ErrorCode.HTTP_1_1_REQUIRED, "the client speaks HTTP/1.1")
+        self._started = True
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the client speaks neither HTTP/2 nor HTTP/1.1")
 
     def _on_data(self, flags: int, stream_id: int, data: bytes) -> None:
         size = len(data)
@@ -299,6 +309,7 @@ class ServerConnection:
         if flags & frames.PRIORITY_FIELDS:
             if len(block) < 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            _check_dependency(stream_id, block)
             block = block[5:]
         if flags & frames.END_HEADERS:
             self._on_header_block(stream_id, block, bool(flags & frames.END_STREAM))
@@ -380,17 +391,21 @@ class ServerConnection:
         self._events.append(DataReceived(stream, b"", True))
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Ignored (section 5.3.2), but counted."""
+        """Ignored (section 5.3.2), but checked and counted."""
         self._count_control()
         if not stream_id:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) == 5:
+            _check_dependency(stream_id, payload)
             return
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._stream_fault(stream, ErrorCode.FRAME_SIZE_ERROR)
         elif stream_id > self._last_stream_id:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has five bytes")
+        else:
+            self._put(frames.rst_stream(stream_id, ErrorCode.FRAME_SIZE_ERROR))
+            self._reject(ErrorCode.FRAME_SIZE_ERROR)
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         _check_size(payload, 4, "RST_STREAM")
@@ -727,6 +742,12 @@ def _unpad(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding longer than its frame")
     return payload[1 : len(payload) - payload[0]]
+
+
+def _check_dependency(stream_id: int, priority: bytes) -> None:
+    """RFC 7540, 5.3.1; RFC 9113 lets it pass."""
+    if int.from_bytes(priority[:4], "big") & frames.STREAM_ID_MASK == stream_id:
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
 
 
 def _check_size(payload: bytes, size: int, name: str) -> None:
