@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import msgspec
 
 from saturnmq.broker.broker import Broker
+from saturnmq.broker.paging import page
 from saturnmq.kernel.errors import GroupNotFound
-from saturnmq.kernel.topic import DataVersion, GroupConfig
+from saturnmq.kernel.topic import GroupConfig
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     GroupConfigs,
@@ -57,13 +56,10 @@ class GroupHandlers:
         groups, version, forbidden = self._groups.configs, self._groups.version, self._groups.forbidden
         table = dict(groups)
         if header != GroupPageHeader():
-            begin = header.group_seq or 0
-            if not header.data_version or decode(DataVersion, header.data_version.encode()) != version:
-                begin = 0
             size = self._broker.config.split_metadata_size
             if header.max_group_num is not None:
                 size = min(size, header.max_group_num)
-            table = {name: groups[name] for name in islice(sorted(groups), max(0, begin), max(0, begin + size))}
+            table = page(groups, version, header.data_version, header.group_seq, size)
             forbidden = {name: topics for name, topics in forbidden.items() if name in table}
         body = GroupConfigTable(
             subscription_group_table=table,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import msgspec
 
 from saturnmq.broker import attributes
 from saturnmq.broker.broker import Broker
+from saturnmq.broker.paging import page
 from saturnmq.kernel.errors import NotSupported, TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.topic import DataVersion, MessageQueue, TopicConfig
@@ -70,13 +69,10 @@ class TopicHandlers:
         topics, version = self._topics.configs, self._topics.version
         table = dict(topics)
         if header != TopicPageHeader():
-            begin = header.topic_seq or 0
-            if not header.data_version or decode(DataVersion, header.data_version.encode()) != version:
-                begin = 0
             size = self._broker.config.split_metadata_size
             if header.max_topic_num is not None:
                 size = min(size, header.max_topic_num)
-            table = {name: topics[name] for name in islice(sorted(topics), max(0, begin), max(0, begin + size))}
+            table = page(topics, version, header.data_version, header.topic_seq, size)
         body = TopicConfigAndMappingTable(table, version, mapping_data_version=self._mapping_version)
         return Response(fields={"totalTopicNum": str(len(topics))}, body=encode(body))
 

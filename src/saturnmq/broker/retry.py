@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from saturnmq.broker.deadletters import dead_letter
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.schedule import DelayLevels
 from saturnmq.broker.topics import TopicTable
@@ -13,7 +14,7 @@ from saturnmq.kernel.errors import GroupNotFound, NoPermission, NoSuchMessage
 from saturnmq.kernel.later import Reply, chain
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.kernel.ports import SendBackRequest
+from saturnmq.kernel.ports import DeadReason, SendBackRequest
 from saturnmq.kernel.topic import WRITE, GroupConfig, GroupRetryPolicy
 from saturnmq.store.store import Store
 from saturnmq.wire import record
@@ -80,11 +81,13 @@ class SendBacks:
         if not properties.get(names.ORIGIN_MESSAGE_ID, "").strip():
             properties[names.ORIGIN_MESSAGE_ID] = record.offset_message_id(stored.store_host, stored.commit_log_offset)
         most = group.retry_max_times if request.max_reconsume_times is None else request.max_reconsume_times
-        dead = request.delay_level < 0 or stored.reconsume_times >= most
+        given_up = request.delay_level < 0
+        dead = given_up or stored.reconsume_times >= most
         level = 0 if dead else request.delay_level or self._next_level(group.group_retry_policy, stored.reconsume_times)
         properties[names.DELAY] = str(level)
         if dead:
             topic, queue_id = self._topics.ensure_dlq(request.group), 0
+            properties = dead_letter(properties, request.group, request.reason if given_up else DeadReason.MAX_ATTEMPTS)
             self._dead.add((request.group,))
         else:
             topic = self._topics.ensure_retry(request.group, group.retry_queue_nums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from saturnmq.broker.deadletters import dead_letter
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.schedule import DelayLevels
@@ -26,7 +27,7 @@ from saturnmq.kernel.handle import RecallHandle
 from saturnmq.kernel.later import Reply
 from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.kernel.ports import SendReceipt, SendRequest
+from saturnmq.kernel.ports import DeadReason, SendReceipt, SendRequest
 from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, UNIT, UNIT_SUBSCRIPTION, WRITE, TopicConfig, check_topic
 from saturnmq.store.store import Store
 from saturnmq.wire.record import offset_message_id
@@ -216,16 +217,22 @@ class Sends:
 
     def _send_to_dead_letters(self, request: SendRequest, message: Message, properties: dict[str, str]) -> bool:
         """Whether a consumer tried it often enough; then the message goes to the dead letters instead."""
+        if names.DLQ_RESENT in properties and not message.reconsume_times:
+            return False  # an operator sends it back
         group = message.topic.removeprefix(RETRY_PREFIX)
         config = self._groups.get(group)
         if config is None:
             raise GroupNotFound(f"subscription group not exist, {group}")
         most = config.retry_max_times if request.max_reconsume_times is None else request.max_reconsume_times
         # an orderly consumer only sends what it gives up on
-        if message.reconsume_times <= most and not self._locks.any_alive(group):
+        tried_enough = message.reconsume_times > most
+        if not tried_enough and not self._locks.any_alive(group):
             return False
-        message.topic, message.queue_id = self._topics.ensure_dlq(group).topic_name, 0
         properties[names.DELAY] = "-1"
+        properties.setdefault(names.RETRY_TOPIC, message.topic)
+        message.topic, message.queue_id = self._topics.ensure_dlq(group).topic_name, 0
+        reason = DeadReason.MAX_ATTEMPTS if tried_enough else DeadReason.CONSUMER
+        properties.update(dead_letter(properties, group, reason))
         self._dead.add((group,))
         return True
 

@@ -7,7 +7,7 @@ now or `Later` (see `kernel.later`) and raises or fails with a `kernel.errors.Sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import Protocol
 
 import msgspec
@@ -202,6 +202,13 @@ class InvisibleChanged(msgspec.Struct, gc=False):
     revive_queue_id: int
 
 
+class DeadReason(StrEnum):
+    """Why a message is a dead letter: its property DLQ_REASON."""
+
+    MAX_ATTEMPTS = "MAX_ATTEMPTS"  # it failed as often as its group allows
+    CONSUMER = "CONSUMER"  # its consumer gave it up
+
+
 class SendBackRequest(msgspec.Struct, gc=False, kw_only=True):
     """Try this message again later, or bury it (Remoting code 36)."""
 
@@ -212,6 +219,8 @@ class SendBackRequest(msgspec.Struct, gc=False, kw_only=True):
     max_reconsume_times: int | None = None
     origin_message_id: str | None = None
     origin_topic: str | None = None
+    #: where the consumer says that it is to be buried
+    reason: DeadReason = DeadReason.CONSUMER
 
 
 class Boundary(Enum):

@@ -249,6 +249,12 @@ def pop_retry_topic(group: str, topic: str, *, v2: bool = False) -> str:
     return f"{RETRY_PREFIX}{group}{'+' if v2 else '_'}{topic}"
 
 
+def topic_of_retries(name: str, group: str) -> str:
+    """Where a message was sent that the group failed: of a pop retry topic its topic, else the name itself."""
+    prefix = RETRY_PREFIX + group
+    return name[len(prefix) + 1 :] if name.startswith((prefix + "_", prefix + "+")) else name
+
+
 def is_system_topic(topic: str) -> bool:
     return topic in SYSTEM_TOPICS or topic.startswith(SYSTEM_PREFIX)
 

@@ -26,6 +26,7 @@ from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
     BrokerPort,
     ClusterPort,
+    DeadReason,
     Delivery,
     InvisibleChanged,
     PopRequest,
@@ -242,7 +243,14 @@ class Proxy:
                 settle(partial(broker.ack, delivery), _nothing, partial(_not_settled, delivery))
             elif popped.reconsume_times > group.retry_max_times:
                 settle(
-                    partial(self._bury, broker, handle, delivery, message_id(message, properties)),
+                    partial(
+                        self._bury,
+                        broker,
+                        handle,
+                        delivery,
+                        message_id(message, properties),
+                        DeadReason.MAX_ATTEMPTS,
+                    ),
                     _nothing,
                     partial(_not_settled, delivery),
                 )
@@ -314,7 +322,14 @@ class Proxy:
         buried = rescue(bury, (InvalidReceiptHandle, NoSuchMessage), over)
         return after(buried, lambda _: self.receipts.drop(handle_text))
 
-    def _bury(self, broker: BrokerPort, handle: ReceiptHandle, delivery: Delivery, message_id: str) -> Reply[None]:
+    def _bury(
+        self,
+        broker: BrokerPort,
+        handle: ReceiptHandle,
+        delivery: Delivery,
+        message_id: str,
+        reason: DeadReason = DeadReason.CONSUMER,
+    ) -> Reply[None]:
         request = SendBackRequest(
             group=delivery.group,
             commit_log_offset=handle.commit_log_offset,
@@ -322,6 +337,7 @@ class Proxy:
             max_reconsume_times=0,
             origin_message_id=message_id,
             origin_topic=real_topic(delivery),
+            reason=reason,
         )
         return chain(broker.send_back(request), lambda _: broker.ack(delivery))
 

@@ -6,6 +6,7 @@ import pytest
 
 from saturnmq.disk.simulated import SimulatedDisk
 from saturnmq.kernel import properties as names
+from saturnmq.kernel.message import StoredMessage
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupConfig, GroupRetryPolicy, TopicConfig
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import OfflineBroker
@@ -179,6 +180,7 @@ def test_a_message_comes_back_later_and_later_and_then_no_more(failing: OfflineB
     (dead,) = failing.stored("%DLQ%g")
     assert (dead.body, dead.reconsume_times) == (b"hard", 4)
     assert names.decode(dead.properties)["RETRY_TOPIC"] == "orders"
+    assert why(dead) == ("MAX_ATTEMPTS", "orders", "KEY")
     dlq = failing.broker.topics.get("%DLQ%g")
     assert dlq == TopicConfig(topic_name="%DLQ%g", read_queue_nums=1, write_queue_nums=1)
 
@@ -188,7 +190,30 @@ def test_the_consumer_may_choose_the_level_or_give_up(failing: OfflineBroker) ->
     failing.clock.advance(1_000)
     assert len(failing.stored("%RETRY%g")) == 1
     assert send_back(failing, 0, delayLevel=-1) == 0
-    assert len(failing.stored("%DLQ%g")) == 1
+    (dead,) = failing.stored("%DLQ%g")
+    assert why(dead) == ("CONSUMER", "orders", "KEY")
+
+
+def test_a_dead_letter_of_a_pop_retry_topic_says_the_topic(failing: OfflineBroker) -> None:
+    for name in ("%RETRY%g_orders", "%RETRY%g+orders"):
+        failing.broker.topics.put(TopicConfig(topic_name=name))
+        position = failing.store.end
+        failing.send(name, DLQ_RESENT="of an operator")
+        assert send_back(failing, position, delayLevel=-1) == 0
+    assert {why(dead)[1] for dead in failing.stored("%DLQ%g")} == {"orders"}
+
+
+def test_a_reason_that_has_no_room_is_left_out(failing: OfflineBroker) -> None:
+    position = failing.store.end
+    failing.send("orders", note="x" * 32_550)
+    assert send_back(failing, position, delayLevel=-1) == 0
+    (dead,) = failing.stored("%DLQ%g")
+    assert "DLQ_REASON" not in names.decode(dead.properties)
+
+
+def why(dead: StoredMessage) -> tuple[str, str, str]:
+    properties = names.decode(dead.properties)
+    return properties["DLQ_REASON"], properties["DLQ_ORIGIN_TOPIC"], properties["DLQ_ORIGIN_MESSAGE_ID"]
 
 
 def test_nobody_counts_beyond_a_java_int(failing: OfflineBroker) -> None:

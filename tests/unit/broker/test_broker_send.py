@@ -262,7 +262,8 @@ def test_a_retry_that_was_tried_too_often_becomes_a_dead_letter() -> None:
     assert offline.send("%RETRY%g", b"5", header={"j": 5, "l": 9}).code == 0
     assert [one.body for one in offline.stored("%RETRY%g")] == [b"2", b"5"]
     (dead,) = offline.stored("%DLQ%g")
-    assert (dead.body, names.decode(dead.properties)["DELAY"]) == (b"3", "-1")
+    properties = names.decode(dead.properties)
+    assert (dead.body, properties["DELAY"], properties["DLQ_REASON"]) == (b"3", "-1", "MAX_ATTEMPTS")
     old_client = offline.ask(
         RequestCode.SEND_MESSAGE_V2,
         {"a": "p", "b": "%RETRY%g", "c": "", "d": 4, "e": 0, "f": 0, "g": 7, "h": 0, "j": 5, "l": 9},
@@ -277,10 +278,12 @@ def test_an_orderly_group_only_sends_what_it_gives_up_on() -> None:
     offline = OfflineBroker()
     offline.broker.locks.lock("g", [MessageQueue("orders", "broker-a", 0)], "c1")
     offline.send("%RETRY%g", b"first", DELAY="3")
+    offline.send("%RETRY%g", b"by an operator", DLQ_RESENT="id")
     offline.clock.advance(60_001)
     offline.send("%RETRY%g", b"second")
-    assert [one.body for one in offline.stored("%DLQ%g")] == [b"first"]
-    assert [one.body for one in offline.stored("%RETRY%g")] == [b"second"]
+    (dead,) = offline.stored("%DLQ%g")
+    assert (dead.body, names.decode(dead.properties)["DLQ_REASON"]) == (b"first", "CONSUMER")
+    assert [one.body for one in offline.stored("%RETRY%g")] == [b"by an operator", b"second"]
 
 
 def test_a_retry_for_an_unknown_group_is_refused() -> None:
