@@ -12,6 +12,7 @@ from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.peeks import Peeks
 from saturnmq.broker.pop import Pops
+from saturnmq.broker.positions import Positions
 from saturnmq.broker.pull import Pulls
 from saturnmq.broker.recall import Recalls
 from saturnmq.broker.registration import NameServers, Registrar
@@ -76,7 +77,10 @@ class Broker:
         self.recalls = Recalls(config, store, clock, self.topics, self.timers)
         self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
         self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
-        self.pulls = Pulls(config, store, clock, self.topics, self.groups, self.offsets, self.polls, metrics)
+        self.pulls = Pulls(
+            config, store, clock, self.topics, self.groups, self.clients, self.offsets, self.polls, metrics
+        )
+        self.positions = Positions(config, store, self.topics, self.groups, self.offsets)
         self.pops = Pops(config, store, clock, self.topics, self.groups, self.offsets, self.polls, random, metrics)
 
         self.peeks = Peeks(store, clock, self.topics, self.offsets, self.polls, self.pops, random)
@@ -95,6 +99,15 @@ class Broker:
         self.change_invisible = self.pops.change_invisible
         self.renew = self.pops.renew
         self.send_back = self.send_backs.send_back
+        self.notify = self.peeks.notify
+        self.committed = self.positions.committed
+        self.commit = self.positions.commit
+        self.min_offset = self.positions.min_offset
+        self.max_offset = self.positions.max_offset
+        self.offset_by_time = self.positions.offset_by_time
+        self.lock = self.locks.lock
+        self.unlock = self.locks.unlock
+        self.members = self.clients.members
         self.producer_joined = self.clients.producer_joined
         self.client_left = self.clients.left
         self._registrar: Registrar | None = None
@@ -141,7 +154,7 @@ class Broker:
         self.config = config
         self.timers.configure(store_config)
         parts = (self.topics, self.groups, self.sends, self.recalls, self.send_backs, self.pulls, self.pops)
-        for part in (*parts, self.assignments):
+        for part in (*parts, self.positions, self.assignments):
             part.configure(config)
         if self._registrar is not None:
             self._registrar.configure(config)

@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock, Timer
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, ConsumeType, MessageModel
+from saturnmq.kernel.ports import (
+    ClientChannel,
+    ConsumerMembership,
+    ConsumeType,
+    GroupMember,
+    GroupMembers,
+    MessageModel,
+)
 from saturnmq.kernel.subscription import Subscription
 from saturnmq.kernel.topic import UNIT_SUBSCRIPTION
 
@@ -73,6 +80,27 @@ class ClientTable:
     def consumer_group(self, group: str) -> ConsumerGroup | None:
         """None: no member is connected."""
         return self._consumers.get(group)
+
+    def members(self, group: str) -> GroupMembers | None:
+        """As others are told of them."""
+        found = self._consumers.get(group)
+        if found is None:
+            return None
+        return GroupMembers(
+            members=[
+                GroupMember(
+                    client_id=channel.client_id,
+                    address=str(channel.peer),
+                    language=channel.language,
+                    version=channel.version,
+                )
+                for channel in found.members
+            ],
+            consume_type=found.consume_type,
+            message_model=found.message_model,
+            consume_from=found.consume_from,
+            subscriptions=found.subscriptions,
+        )
 
     def consumers_of(self, topic: str) -> set[str]:
         """The groups with members that take the topic."""

@@ -17,7 +17,7 @@ from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import SaturnError, SystemBusy
 from saturnmq.kernel.later import Later, Reply, after, chain
-from saturnmq.kernel.ports import PopRequest
+from saturnmq.kernel.ports import Notice, PopRequest
 from saturnmq.store.results import Found, FoundStatus
 from saturnmq.store.store import Store
 
@@ -25,14 +25,6 @@ from saturnmq.store.store import Store
 _RETRY_FIRST = 20
 #: of what one queue gives to a peek
 _MOST_BYTES = 256 * 1024
-
-
-class Notice(NamedTuple):
-    """Whether a pop would find something."""
-
-    has_message: bool
-    #: nobody waits for that: too many wait already
-    is_full: bool = False
 
 
 class Peeked(NamedTuple):

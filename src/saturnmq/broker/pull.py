@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from saturnmq.broker import filters
+from saturnmq.broker.clients import ClientTable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
@@ -50,12 +52,13 @@ class Pulls:
         clock: Clock,
         topics: TopicTable,
         groups: GroupTable,
+        clients: ClientTable,
         offsets: OffsetTable,
         polls: LongPolls,
         metrics: Metrics,
     ) -> None:
         self._store, self._clock, self._polls = store, clock, polls
-        self._topics, self._groups, self._offsets = topics, groups, offsets
+        self._topics, self._groups, self._clients, self._offsets = topics, groups, clients, offsets
         self.configure(config)
         labels = ("topic", "consumer_group")
         self._filtered_out = metrics.counter(*FILTERED_OUT)
@@ -67,15 +70,25 @@ class Pulls:
         self._bytes_out = metrics.counter("rocketmq_throughput_out_total", "Bytes that were taken", labels)
 
     def configure(self, config: BrokerConfig) -> None:
-        """Take over what may change while the broker runs: whether it gives messages, and how many at once."""
+        """Take over what may change while the broker runs: whether it gives messages, how many at once, and how they
+        may be filtered."""
+        self._config = config
         self._name, self._may_read = config.broker_name, config.broker_permission & READ
         self._most_messages = config.max_transfer_count_on_message_in_memory
         self._most_bytes = config.max_transfer_bytes_on_message_in_memory
 
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         """Answers at once, or within `wait_ms` when there is nothing at the offset yet."""
+        wanted = request.subscription
+        request.subscription = filters.of_pull(self._config, self._clients, request.group, wanted)
         self._admit(request)
-        return self._reset(request) or chain(self._read(request), lambda found: self._found(request, found))
+        moved = self._reset(request)
+        if moved is not None:
+            return moved  # what was done before it does not count
+        if request.commit_offset >= 0:
+            queue = request.queue
+            self._offsets.commit(request.group, queue.topic, queue.queue_id, request.commit_offset)
+        return chain(self._read(request), lambda found: self._found(request, found))
 
     def _admit(self, request: PullRequest) -> None:
         """Raises unless the group may read the queue."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from saturnmq.broker import filters
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.remoting_assignment import AssignmentHandlers
 from saturnmq.broker.remoting_broker import BrokerHandlers
@@ -275,12 +274,6 @@ class MessageHandlers:
         if not self._broker.config.long_polling_enable:
             wait_ms = min(wait_ms, _SHORT_POLL_MS)
         most_bytes = self._broker.config.max_transfer_bytes_on_message_in_memory
-        commits = (
-            header.sys_flag & COMMIT_OFFSET
-            and 0 <= header.commit_offset < 1 << 63
-            # the answer may be a reset: what was done before it does not count
-            and not self._broker.offsets.is_reset(header.consumer_group, header.topic, header.queue_id)
-        )
         reply = self._broker.pull(
             PullRequest(
                 group=header.consumer_group,
@@ -290,10 +283,9 @@ class MessageHandlers:
                 max_bytes=header.max_msg_bytes or most_bytes,
                 subscription=subscription,
                 wait_ms=wait_ms,
+                commit_offset=header.commit_offset if header.sys_flag & COMMIT_OFFSET else -1,
             )
         )
-        if commits:
-            self._broker.offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset)
         return after(reply, self._pulled)
 
     def _pulled(self, result: PullResult) -> Response:
@@ -309,8 +301,7 @@ class MessageHandlers:
         """What the consumer wants: as the pull says, else as its group's heart-beats said."""
         name, topic = header.consumer_group, header.topic
         if header.sys_flag & SUBSCRIPTION:
-            wanted = subscribe(topic, header.subscription, header.expression_type, header.sub_version)
-            return filters.of_pull(self._broker.config, self._broker.clients, name, wanted)
+            return subscribe(topic, header.subscription, header.expression_type, header.sub_version)
         group = self._broker.clients.consumer_group(name)
         if group is None:
             return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's group info not exist")
@@ -328,7 +319,7 @@ class MessageHandlers:
             return Response(ResponseCode.SUBSCRIPTION_NOT_EXIST, "the consumer's subscription not exist")
         if subscription.version < header.sub_version:
             return Response(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
-        return filters.of_pull(self._broker.config, self._broker.clients, name, subscription)
+        return subscription
 
     def send_back(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, SendBackHeader, strict=False)
@@ -339,5 +330,6 @@ class MessageHandlers:
             max_reconsume_times=header.max_reconsume_times if command.version >= _V3_4_9 else None,
             origin_message_id=header.origin_msg_id,
             origin_topic=header.origin_topic,
+            unit_mode=bool(header.unit_mode),
         )
         return after(self._broker.send_back(request), lambda _: Response())

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import msgspec
 
 from saturnmq.broker.broker import Broker
-from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NotFound, TopicNotFound
 from saturnmq.kernel.later import Reply, after
 from saturnmq.kernel.ports import Boundary
 from saturnmq.kernel.topic import MessageQueue
@@ -39,30 +38,15 @@ class OffsetHandlers:
     # ---------------------------------------------------------------------------------------------- consumers
 
     def committed(self, command: Command, connection: RemotingConnection) -> Response:
-        """A group that never committed begins at 0 when the first message is a recent one, else it decides itself."""
         header = msgspec.convert(command.fields, OffsetHeader, strict=False)
-        topic, queue_id = header.topic, header.queue_id
-        offset = self._offsets.get(header.consumer_group, topic, queue_id)
-        if offset >= 0:
-            return _offset(offset)
-        if header.set_zero_if_not_found is False:
-            raise NotFound("Not found, do not set to zero, maybe this group boot first")
-        if not self._store.is_recent(topic, queue_id, 0):
-            raise NotFound("Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first")
-        return _offset(0)
+        queue = MessageQueue(header.topic, self._broker.name, header.queue_id)
+        zero_if_new = header.set_zero_if_not_found is not False
+        return _offset(self._broker.committed(header.consumer_group, queue, zero_if_new=zero_if_new))
 
     def commit(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, CommitHeader, strict=False)
-        if not self._broker.groups.exists(header.consumer_group):
-            raise GroupNotFound(f"Group {header.consumer_group} not exist!")
-        if self._broker.topics.get(header.topic) is None:
-            raise TopicNotFound(f"Topic {header.topic} not exist!")
-        most_queues = self._broker.config.max_topic_queue_nums
-        if not 0 <= header.queue_id < most_queues:  # of a topic that has shrunk too
-            raise InvalidParameter(f"queueId[{header.queue_id}] is illegal, maxTopicQueueNums is {most_queues}")
-        if not 0 <= header.commit_offset <= _LONG_MAX:
-            raise InvalidParameter(f"commitOffset {header.commit_offset} is not in [0, {_LONG_MAX}]")
-        if self._offsets.commit(header.consumer_group, header.topic, header.queue_id, header.commit_offset):
+        queue = MessageQueue(header.topic, self._broker.name, header.queue_id)
+        if self._broker.commit(header.consumer_group, queue, header.commit_offset):
             return Response()
         return Response(remark="Offset has been previously reset")
 

@@ -15,7 +15,7 @@ from saturnmq.kernel.later import Reply, chain
 from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import DeadReason, SendBackRequest
-from saturnmq.kernel.topic import WRITE, GroupConfig, GroupRetryPolicy
+from saturnmq.kernel.topic import UNIT_SUBSCRIPTION, WRITE, GroupConfig, GroupRetryPolicy
 from saturnmq.store.store import Store
 from saturnmq.wire import record
 
@@ -90,7 +90,8 @@ class SendBacks:
             properties = dead_letter(properties, request.group, request.reason if given_up else DeadReason.MAX_ATTEMPTS)
             self._dead.add((request.group,))
         else:
-            topic = self._topics.ensure_retry(request.group, group.retry_queue_nums)
+            unit = UNIT_SUBSCRIPTION if request.unit_mode else 0
+            topic = self._topics.ensure_retry(request.group, group.retry_queue_nums, unit)
             queue_id = self._random(group.retry_queue_nums)
         if not topic.perm & WRITE:
             raise NoPermission(f"the topic[{topic.topic_name}] sending message is forbidden")

@@ -118,6 +118,8 @@ class PullRequest(msgspec.Struct, gc=False, kw_only=True):
     subscription: Subscription
     #: how long to wait for a message when there is none, milliseconds; 0 answers at once
     wait_ms: int = 0
+    #: how far the group has come with the queue, which is kept at the same time; negative: it does not say
+    commit_offset: int = -1
 
 
 class PullResult(msgspec.Struct, gc=False, kw_only=True):
@@ -221,6 +223,16 @@ class SendBackRequest(msgspec.Struct, gc=False, kw_only=True):
     origin_topic: str | None = None
     #: where the consumer says that it is to be buried
     reason: DeadReason = DeadReason.CONSUMER
+    #: the retry topic, where it is created for this, is a unit's
+    unit_mode: bool = False
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """What a consumer hears that waits for messages to pop."""
+
+    has_message: bool
+    #: too many wait for the queue already
+    is_full: bool = False
 
 
 class Boundary(Enum):
@@ -309,6 +321,31 @@ class ConsumerMembership(msgspec.Struct, kw_only=True):
     consume_from: str = "CONSUME_FROM_LAST_OFFSET"
     subscriptions: list[Subscription] = []
     unit_mode: bool = False
+
+
+class GroupMember(msgspec.Struct, frozen=True, kw_only=True):
+    """One connected consumer."""
+
+    client_id: str
+    #: `host:port`
+    address: str
+    language: str
+    version: int
+
+
+class GroupMembers(msgspec.Struct, kw_only=True):
+    """Who is in a consumer group, and what they said of it."""
+
+    members: list[GroupMember]
+    consume_type: ConsumeType
+    message_model: MessageModel
+    consume_from: str
+    #: by topic
+    subscriptions: Mapping[str, Subscription]
+
+    def client_ids(self) -> list[str]:
+        # a client that came back may still have its old connection
+        return list(dict.fromkeys(member.client_id for member in self.members))
 
 
 class BrokerPort(Protocol):

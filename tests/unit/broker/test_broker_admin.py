@@ -15,7 +15,7 @@ from saturnmq.broker.settings import CHANGEABLE
 from saturnmq.disk.simulated import Operation
 from saturnmq.kernel.configfile import parse_properties
 from saturnmq.kernel.errors import ServiceUnavailable
-from saturnmq.kernel.topic import DataVersion, GroupConfig, MessageQueue, TopicConfig
+from saturnmq.kernel.topic import UNIT_SUBSCRIPTION, DataVersion, GroupConfig, MessageQueue, TopicConfig
 from saturnmq.testing.clock import InlineBackground
 from saturnmq.testing.offline import Asked, OfflineBroker, OfflineConnection
 from saturnmq.wire.record import decode as decode_record
@@ -720,6 +720,16 @@ def test_what_was_sent_back_is_counted_by_topic_and_group() -> None:
     assert offline.ask(RequestCode.CONSUMER_SEND_MSG_BACK, fields).code == 0
     offline.clock.advance(10_000)
     assert statistic(offline, "SNDBCK_PUT_NUMS", "orders@g")["statsMinute"]["sum"] == 1
+
+
+def test_what_a_unit_sends_back_goes_to_a_retry_topic_of_units() -> None:
+    offline = OfflineBroker()
+    offline.send("orders")
+    fields = {"offset": 0, "group": "g", "delayLevel": 0, "unitMode": "true"}
+    assert offline.ask(RequestCode.CONSUMER_SEND_MSG_BACK, fields).code == 0
+    retry = offline.broker.topics.get("%RETRY%g")
+    assert retry is not None
+    assert retry.topic_sys_flag == UNIT_SUBSCRIPTION
 
 
 def test_statistics_of_what_is_deleted_go_and_the_brokers_own_stay() -> None:

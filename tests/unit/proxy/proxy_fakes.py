@@ -16,11 +16,14 @@ from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later, Reply, hear
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.ports import (
+    Boundary,
     ClientChannel,
     ConsumerMembership,
     Delivery,
     EndTransactionRequest,
+    GroupMembers,
     InvisibleChanged,
+    Notice,
     Popped,
     PopRequest,
     PopResult,
@@ -32,7 +35,7 @@ from saturnmq.kernel.ports import (
     SendReceipt,
     SendRequest,
 )
-from saturnmq.kernel.topic import BrokerData, GroupConfig, QueueData, TopicConfig, TopicRoute
+from saturnmq.kernel.topic import BrokerData, GroupConfig, MessageQueue, QueueData, TopicConfig, TopicRoute
 from saturnmq.net.grpc_server import Call, GrpcError, GrpcStatus, Kind, Method
 from saturnmq.proxy import grpc
 from saturnmq.proxy.proxy import Proxy
@@ -69,6 +72,7 @@ class FakeBroker:
         self.consumers: list[tuple[str, ConsumerMembership]] = []
         self.producers: list[tuple[str, str]] = []
         self.left: list[tuple[str, str | None]] = []
+        self.commits: dict[tuple[str, MessageQueue], int] = {}
         self.offset = 0
         self.routed = 0
 
@@ -151,6 +155,34 @@ class FakeBroker:
             ("bury", request.commit_log_offset, request.delay_level, request.origin_message_id, request.origin_topic)
         )
         return self.next_answer("send_back", None)
+
+    def notify(self, request: PopRequest) -> Reply[Notice]:
+        return self.next_answer("notify", Notice(False))
+
+    def committed(self, group: str, queue: MessageQueue, *, zero_if_new: bool = True) -> Reply[int]:
+        return self.next_answer("committed", self.commits.get((group, queue), 0))
+
+    def commit(self, group: str, queue: MessageQueue, offset: int) -> Reply[bool]:
+        self.commits[group, queue] = offset
+        return self.next_answer("commit", True)
+
+    def min_offset(self, queue: MessageQueue) -> Reply[int]:
+        return self.next_answer("min_offset", 0)
+
+    def max_offset(self, queue: MessageQueue) -> Reply[int]:
+        return self.next_answer("max_offset", 0)
+
+    def offset_by_time(self, queue: MessageQueue, timestamp_ms: int, boundary: Boundary) -> Reply[int]:
+        return self.next_answer("offset_by_time", 0)
+
+    def lock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Reply[list[MessageQueue]]:
+        return self.next_answer("lock", list(queues))
+
+    def unlock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Reply[None]:
+        return self.next_answer("unlock", None)
+
+    def members(self, group: str) -> Reply[GroupMembers | None]:
+        return self.next_answer("members", None)
 
     def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None:
         self.consumers.append((channel.client_id, membership))

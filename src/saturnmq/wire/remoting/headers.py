@@ -131,6 +131,7 @@ class SendBackHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     origin_msg_id: str | None = None
     origin_topic: str | None = None
     max_reconsume_times: Int | None = None
+    unit_mode: bool | None = None
 
 
 class UnregisterHeader(msgspec.Struct, rename="camel", kw_only=True):
