@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from collections.abc import Mapping
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
+from saturnmq.net.accepting import Acceptor
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.net.remoting_traffic import Traffic
 
 __all__ = ["Handler", "RemotingConnection", "RemotingServer"]
 
-_BACKLOG = 1024
+log = logging.getLogger(__name__)
 
 
 class RemotingServer:
-    """Owner of its listening sockets and of the connections that came through them."""
+    """Owner of its listeners and of the connections that came through them."""
 
     def __init__(
         self, handlers: Mapping[int, Handler], clock: Clock, limits: Limits, metrics: Metrics, name: str
@@ -26,28 +29,39 @@ class RemotingServer:
         self._handlers = handlers
         self._clock = clock
         self._traffic = Traffic(metrics, name, clock, limits)
-        self._listeners: list[asyncio.Server] = []
+        self._acceptor = Acceptor(clock, self.adopt)
+        #: on their way from a socket to a connection
+        self._adoptions: set[asyncio.Task[None]] = set()
         self._connections: set[RemotingConnection] = set()
         self._closing = False
         self._all_gone = asyncio.Event()
 
     async def listen(self, host: str, port: int) -> Address:
         """Accept connections, on port 0 on any. May be called again for another port. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(self.connection, host, port, backlog=_BACKLOG)
-        self._listeners.append(listener)
-        host, port = listener.sockets[0].getsockname()[:2]
-        return Address(host, port)
+        return await self._acceptor.listen(host, port)
+
+    def adopt(self, accepted: socket.socket, peer: Address) -> None:
+        """Serve a connection, however it was accepted."""
+        adoption = asyncio.get_running_loop().create_task(self._adopt(accepted, peer), name=f"connection of {peer}")
+        self._adoptions.add(adoption)
+        adoption.add_done_callback(self._adoptions.discard)
+
+    async def _adopt(self, accepted: socket.socket, peer: Address) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self.connection, accepted)
+        except OSError as error:
+            log.debug("lost the connection of %s: %s", peer, error)
+            accepted.close()
 
     def connection(self) -> RemotingConnection:
-        """The protocol of a new connection, however its socket was accepted."""
+        """The protocol of a new connection."""
         return RemotingConnection(self._handlers, self._clock, self._traffic, self._opened, self._gone)
 
     async def close(self, drain_ms: int) -> None:
         """Accept no more, and answer what waits and what was sent already. After `drain_ms` cut off who is left."""
         self._closing = True
-        for listener in self._listeners:
-            listener.close()
+        self._acceptor.close()
+        await asyncio.gather(*self._adoptions)
         for connection in list(self._connections):
             connection.drain()
         if self._connections:
