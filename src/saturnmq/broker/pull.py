@@ -27,6 +27,9 @@ _STATUSES = {
 }
 
 
+#: of a held pull where longPollingEnable is off (shortPollingTimeMills)
+_SHORT_POLL_MS = 1_000
+
 #: counter of pulls and pops
 FILTERED_OUT = (
     "saturnmq_messages_filtered_out_total",
@@ -79,8 +82,12 @@ class Pulls:
 
     def pull(self, request: PullRequest) -> Reply[PullResult]:
         """Answers at once, or within `wait_ms` when there is nothing at the offset yet."""
-        wanted = request.subscription
-        request.subscription = filters.of_pull(self._config, self._clients, request.group, wanted)
+        wanted, config = request.subscription, self._config
+        if request.lite and not config.lite_pull_message_enable:
+            raise NoPermission(f"the broker[{self._name}] for lite pull consumer is forbidden")
+        if not config.long_polling_enable:
+            request.wait_ms = min(request.wait_ms, _SHORT_POLL_MS)
+        request.subscription = filters.of_pull(config, self._clients, request.group, wanted)
         self._admit(request)
         moved = self._reset(request)
         if moved is not None:
@@ -126,7 +133,7 @@ class Pulls:
             request.offset,
             # Go's pull consumer asks for 0 and expects one
             max(1, min(request.max_messages, self._most_messages)),
-            min(request.max_bytes, self._most_bytes),
+            min(request.max_bytes or self._most_bytes, self._most_bytes),
             request.subscription.codes or None,
             request.subscription.matches,
         )

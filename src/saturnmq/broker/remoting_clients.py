@@ -8,7 +8,7 @@ import msgspec
 
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.filters import check_allowed
-from saturnmq.kernel.errors import ConsumerNotOnline, IllegalFilter
+from saturnmq.kernel.errors import IllegalFilter
 from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
 from saturnmq.kernel.subscription import Subscription, keep, subscribe
 from saturnmq.net.remoting_channel import RemotingChannel
@@ -16,10 +16,7 @@ from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     Connection,
     ConsumerData,
-    ConsumerIds,
     HeartbeatData,
-    LockBatchRequest,
-    LockBatchResponse,
     ProducerConnection,
     ProducerInfo,
     ProducerTable,
@@ -28,10 +25,9 @@ from saturnmq.wire.remoting.bodies import (
 )
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
-from saturnmq.wire.remoting.consumers import ConsumerConnection, QuerySubscription, subscription_data
+from saturnmq.wire.remoting.consumers import QuerySubscription, subscription_data
 from saturnmq.wire.remoting.headers import (
     CheckClientBody,
-    ConsumerGroupHeader,
     GroupTopicHeader,
     ProducerGroupHeader,
     UnregisterHeader,
@@ -69,13 +65,6 @@ class ClientHandlers:
             self._clients.consumer_left(channel, header.consumer_group)
         return Response()
 
-    def consumer_ids(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, ConsumerGroupHeader, strict=False)
-        group = self._clients.consumer_group(header.consumer_group)
-        if group is None:
-            return Response(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {header.consumer_group}")
-        return Response(body=encode(ConsumerIds(group.client_ids())))
-
     def producers(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, ProducerGroupHeader, strict=False)
         channels = self._clients.producers(header.producer_group)
@@ -99,21 +88,6 @@ class ClientHandlers:
         }
         return Response(body=encode(ProducerTable(groups)))
 
-    def consumers(self, command: Command, connection: RemotingConnection) -> Response:
-        """The members of a group, and what they want."""
-        header = msgspec.convert(command.fields, ConsumerGroupHeader, strict=False)
-        group = self._clients.consumer_group(header.consumer_group)
-        if group is None:
-            raise ConsumerNotOnline(f"the consumer group[{header.consumer_group}] not online")
-        body = ConsumerConnection(
-            connection_set=[_connection(channel) for channel in group.members],
-            subscription_table={topic: subscription_data(one) for topic, one in group.subscriptions.items()},
-            consume_type=group.consume_type.value,
-            message_model=group.message_model.value,
-            consume_from_where=group.consume_from,
-        )
-        return Response(body=encode(body))
-
     def subscription(self, command: Command, connection: RemotingConnection) -> Response:
         """What the members of a group want of a topic."""
         header = msgspec.convert(command.fields, GroupTopicHeader, strict=False)
@@ -128,17 +102,6 @@ class ClientHandlers:
         if data is not None:
             subscription = subscribe(data.topic, data.sub_string, data.expression_type)
             check_allowed(self._broker.config, subscription)
-        return Response()
-
-    def lock(self, command: Command, connection: RemotingConnection) -> Response:
-        body = decode(LockBatchRequest, command.body)
-        return Response(
-            body=encode(LockBatchResponse(self._locks.lock(body.consumer_group, body.mq_set, body.client_id)))
-        )
-
-    def unlock(self, command: Command, connection: RemotingConnection) -> Response:
-        body = decode(LockBatchRequest, command.body)
-        self._locks.unlock(body.consumer_group, body.mq_set, body.client_id)
         return Response()
 
     def _channel(self, command: Command, connection: RemotingConnection, client_id: str) -> RemotingChannel:

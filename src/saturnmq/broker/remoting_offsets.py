@@ -9,7 +9,6 @@ import msgspec
 
 from saturnmq.broker.broker import Broker
 from saturnmq.kernel.later import Reply, after
-from saturnmq.kernel.ports import Boundary
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting import json
@@ -17,12 +16,9 @@ from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import CorrectionOffsets, ResetOffsets
 from saturnmq.wire.remoting.headers import (
     CloneHeader,
-    CommitHeader,
     CorrectionHeader,
-    OffsetHeader,
     QueueHeader,
     ResetHeader,
-    SearchHeader,
 )
 
 #: Java's Long.MAX_VALUE
@@ -37,34 +33,7 @@ class OffsetHandlers:
 
     # ---------------------------------------------------------------------------------------------- consumers
 
-    def committed(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, OffsetHeader, strict=False)
-        queue = MessageQueue(header.topic, self._broker.name, header.queue_id)
-        zero_if_new = header.set_zero_if_not_found is not False
-        return _offset(self._broker.committed(header.consumer_group, queue, zero_if_new=zero_if_new))
-
-    def commit(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, CommitHeader, strict=False)
-        queue = MessageQueue(header.topic, self._broker.name, header.queue_id)
-        if self._broker.commit(header.consumer_group, queue, header.commit_offset):
-            return Response()
-        return Response(remark="Offset has been previously reset")
-
     # ------------------------------------------------------------------------------------------------- queues
-
-    def by_time(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
-        header = msgspec.convert(command.fields, SearchHeader, strict=False)
-        boundary = Boundary.UPPER if (header.boundary_type or "").upper() == Boundary.UPPER.name else Boundary.LOWER
-        return after(self._store.offset_by_time(header.topic, header.queue_id, header.timestamp, boundary), _offset)
-
-    def largest(self, command: Command, connection: RemotingConnection) -> Response:
-        """`committed` changes nothing: nobody sees what is not flushed."""
-        header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        return _offset(self._store.max_offset(header.topic, header.queue_id))
-
-    def smallest(self, command: Command, connection: RemotingConnection) -> Response:
-        header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        return _offset(self._store.min_offset(header.topic, header.queue_id))
 
     def earliest_stored(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, QueueHeader, strict=False)

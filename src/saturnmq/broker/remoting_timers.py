@@ -3,17 +3,10 @@ AdminBrokerProcessor#getTimerCheckPoint, #getTimerMetrics, #switchTimerEngine)."
 
 from __future__ import annotations
 
-import msgspec
-
 from saturnmq.broker.broker import Broker
-from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import InvalidParameter
-from saturnmq.kernel.host import pack
-from saturnmq.kernel.later import Reply, after
-from saturnmq.kernel.ports import RecallRequest
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.command import Command, Response
-from saturnmq.wire.remoting.headers import RecallHeader
 
 
 class TimerHandlers:
@@ -21,20 +14,6 @@ class TimerHandlers:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-
-    def recall(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
-        header = msgspec.convert(command.fields, RecallHeader, strict=False)
-        request = RecallRequest(
-            topic=header.topic,
-            handle=header.recall_handle,
-            producer_group=header.producer_group,
-            born_host=pack(connection.peer),
-        )
-        region = self._broker.config.region_id
-        return after(
-            self._broker.recall(request),
-            lambda message_id: Response(fields={"msgId": message_id, names.MESSAGE_REGION: region}),
-        )
 
     def check_point(self, command: Command, connection: RemotingConnection) -> Response:
         return Response(body=self._broker.timers.check_point())

@@ -92,6 +92,14 @@ class IllegalFilter(SaturnError):
     """The filter expression cannot be understood."""
 
 
+class SubscriptionUnknown(SaturnError):
+    """The consumer did not say what it wants of the topic."""
+
+
+class SubscriptionOutdated(SaturnError):
+    """What the consumer's group said that it wants is older than what the consumer means."""
+
+
 class IllegalInvisibleTime(SaturnError):
     """The invisible time is outside of its limits."""
 

@@ -6,7 +6,7 @@ now or `Later` (see `kernel.later`) and raises or fails with a `kernel.errors.Sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Protocol
 
@@ -114,12 +114,15 @@ class PullRequest(msgspec.Struct, gc=False, kw_only=True):
     queue: MessageQueue
     offset: int
     max_messages: int
+    #: of records; 0: as many as the broker likes to give
     max_bytes: int
     subscription: Subscription
     #: how long to wait for a message when there is none, milliseconds; 0 answers at once
     wait_ms: int = 0
     #: how far the group has come with the queue, which is kept at the same time; negative: it does not say
     commit_offset: int = -1
+    #: of a consumer that balances queues itself, which brokers may refuse
+    lite: bool = False
 
 
 class PullResult(msgspec.Struct, gc=False, kw_only=True):
@@ -379,7 +382,35 @@ class BrokerPort(Protocol):
         """Hide it for `invisible_ms` from now on. The handle that the client holds stays good."""
         ...
 
+    def notify(self, request: PopRequest) -> Reply[Notice]:
+        """Tell when this pop would find something; `wait_ms` later at the latest. Nothing is taken."""
+        ...
+
     def send_back(self, request: SendBackRequest) -> Reply[None]: ...
+
+    def committed(self, group: str, queue: MessageQueue, *, zero_if_new: bool = True) -> Reply[int]:
+        """Where the group goes on in the queue. One that never said so begins at 0, if `zero_if_new` and the first
+        message is a recent one, else where it likes: raises NotFound."""
+        ...
+
+    def commit(self, group: str, queue: MessageQueue, offset: int) -> Reply[bool]:
+        """The group goes on there. False: it does not, an operator has just sent it elsewhere. Raises GroupNotFound,
+        TopicNotFound, InvalidParameter."""
+        ...
+
+    def min_offset(self, queue: MessageQueue) -> Reply[int]: ...
+
+    def max_offset(self, queue: MessageQueue) -> Reply[int]:
+        """That of the next message."""
+        ...
+
+    def offset_by_time(self, queue: MessageQueue, timestamp_ms: int, boundary: Boundary) -> Reply[int]: ...
+
+    def lock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Reply[list[MessageQueue]]:
+        """Those of the queues that the client may consume in order now, nobody else of its group."""
+        ...
+
+    def unlock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Reply[None]: ...
 
 
 class ClusterPort(Protocol):
@@ -399,6 +430,10 @@ class ClusterPort(Protocol):
 
     def client_left(self, channel: ClientChannel, group: str | None = None) -> None:
         """Unregister the channel from one group, or from everything."""
+        ...
+
+    def members(self, group: str) -> Reply[GroupMembers | None]:
+        """None: nobody is connected."""
         ...
 
 

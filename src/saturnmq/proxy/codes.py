@@ -30,6 +30,8 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.InvalidParameter: pb.BAD_REQUEST,
     errors.IllegalAttribute: pb.BAD_REQUEST,
     errors.IllegalFilter: pb.ILLEGAL_FILTER_EXPRESSION,
+    errors.SubscriptionUnknown: pb.BAD_REQUEST,
+    errors.SubscriptionOutdated: pb.BAD_REQUEST,
     errors.IllegalInvisibleTime: pb.ILLEGAL_INVISIBLE_TIME,
     errors.IllegalPollingTime: pb.ILLEGAL_POLLING_TIME,
     errors.InvalidReceiptHandle: pb.INVALID_RECEIPT_HANDLE,

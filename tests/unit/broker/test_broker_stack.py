@@ -76,7 +76,7 @@ def test_from_the_socket_to_the_log(connection: RemotingConnection, monkeypatch:
         "RemotingConnection.data_received",
         "RemotingConnection._turn",
         "RemotingConnection._handle",
-        "MessageHandlers.send_v2",
+        "SendRequests.send_v2",
         "Sends.send",
         "Store.append",
     ]
@@ -92,7 +92,8 @@ def test_from_the_socket_to_a_read(connection: RemotingConnection, monkeypatch: 
         "RemotingConnection.data_received",
         "RemotingConnection._turn",
         "RemotingConnection._handle",
-        "MessageHandlers.pull",
+        "PullRequests.pull",
+        "_pull",
         "Pulls.pull",
         "Pulls._read",
         "Store.get",

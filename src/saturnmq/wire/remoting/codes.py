@@ -287,6 +287,8 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
     errors.IllegalMessage: ResponseCode.MESSAGE_ILLEGAL,
     errors.InvalidParameter: ResponseCode.INVALID_PARAMETER,
     errors.IllegalFilter: ResponseCode.SUBSCRIPTION_PARSE_FAILED,
+    errors.SubscriptionUnknown: ResponseCode.SUBSCRIPTION_NOT_EXIST,
+    errors.SubscriptionOutdated: ResponseCode.SUBSCRIPTION_NOT_LATEST,
     errors.IllegalInvisibleTime: ResponseCode.INVALID_PARAMETER,
     errors.IllegalPollingTime: ResponseCode.INVALID_PARAMETER,
     errors.InvalidReceiptHandle: ResponseCode.MESSAGE_ILLEGAL,
