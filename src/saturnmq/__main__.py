@@ -29,9 +29,9 @@ def main() -> None:
     # until there is something to finish, Ctrl-C just ends the process
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.argv[1:2] == ["admin"]:
-        from saturnmq.admin import offline
+        from saturnmq.admin import cli
 
-        sys.exit(offline.main(sys.argv[2:]))
+        sys.exit(cli.main(sys.argv[2:]))
     command, given = parse(sys.argv[1:])
     if command == "version":
         print(__version__)

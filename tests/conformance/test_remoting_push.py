@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 from harness.admin import Admin
 from harness.clients import ClientError, Message
-from harness.remoting import Received, RemotingClient, RemotingMessage, RemotingPush, wait_shared
+from harness.remoting import Received, RemotingClient, RemotingMessage, RemotingPush, lived_before, wait_shared
 
 QUEUES = 8
 
@@ -21,16 +21,6 @@ def numbered(topic: str, count: int, *, first: int = 0, queues: int = QUEUES) ->
 
 def numbers(received: list[Received]) -> list[int]:
     return [int(delivery.message.body) for delivery in received]
-
-
-def lived_before(remoting: RemotingClient, group: str, topic: str) -> None:
-    """A consumer of the group came and went: its retry topic exists.
-
-    A client reads routes when it starts and then every 30 s: what its own first heart-beat creates, it learns late.
-    """
-    consumer = remoting.push(group, {topic: "*"})
-    wait_shared(topic, 4, consumer)
-    remoting.close(consumer)
 
 
 def first_of_queue(remoting: RemotingClient, topic: str, timeout_s: float = 10) -> list[Received]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,12 +22,10 @@ from saturnmq.store.verify import is_store, verify
 FINDINGS_PER_FILE = 20
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser("saturnmq admin", description="Look into the files of a store.", allow_abbrev=False)
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-
+def add_commands(add: Callable[..., ArgumentParser]) -> None:
+    """`add` makes a parser of a command."""
     summary = "Print a file of a store, or a data directory in short, as text."
-    looks = commands.add_parser("inspect", help=summary, description=summary, allow_abbrev=False)
+    looks = add("inspect", help=summary, description=summary, allow_abbrev=False)
     looks.add_argument("path", metavar="PATH", help="a log, queue, index, checkpoint or config file, or a directory")
     looks.add_argument(
         "--from", dest="start", type=int, metavar="N", help="a log position, queue offset or number of an item"
@@ -38,7 +35,7 @@ def _parser() -> ArgumentParser:
     looks.add_argument("--body", dest="bodies", action="store_true", help="print bodies and properties too")
 
     summary = "Check a whole data directory: log, queues, index, checkpoint, config. Exits 1 when anything is damaged."
-    checks = commands.add_parser("verify", help=summary, description=summary, allow_abbrev=False)
+    checks = add("verify", help=summary, description=summary, allow_abbrev=False)
     checks.add_argument("path", metavar="DATA_DIR", help="a running server need not be stopped")
     checks.add_argument("--all", action="store_true", help=f"every finding, not only {FINDINGS_PER_FILE} of a file")
 
@@ -50,13 +47,11 @@ def _parser() -> ArgumentParser:
         command.add_argument(
             "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a setting; repeatable"
         )
-    return parser
+        command.set_defaults(run=_run)
 
 
-def main(arguments: Sequence[str]) -> int:
+def _run(given: Namespace) -> int:
     """The exit code: 0, 1 for damage, 2 when there is nothing to look at."""
-    given = _parser().parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us, silently
     try:
         config = _config(given.config, given.settings)
         return _inspect(given, config) if given.command == "inspect" else _verify(given, config)

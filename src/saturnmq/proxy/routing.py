@@ -11,6 +11,7 @@ import msgspec
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import NoPermission, TopicNotFound
+from saturnmq.kernel.hashing import jump_hash
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after, chain
 from saturnmq.kernel.ports import BrokerPort, ClusterPort, RoutePort
@@ -125,24 +126,6 @@ class Routing:
             next_writable=cycle(writable),
             next_readable=cycle(readable),
         )
-
-
-def jump_hash(key: int, buckets: int) -> int:
-    """Which of `buckets` a key belongs to: few keys move when a bucket is added.
-
-    As Apache's Proxy computes it, so that a message group keeps its queue when either server is replaced by the other:
-    jump consistent hash (Lamping and Veach, 2014) in Guava's form (Hashing.consistentHash), a 64-bit linear
-    congruential generator, over the sign-extended Java hash of the group.
-    """
-    state = key & 0xFFFFFFFFFFFFFFFF
-    bucket = 0
-    while True:
-        state = (state * 2862933555777941757 + 1) & 0xFFFFFFFFFFFFFFFF
-        step = ((state >> 33) + 1) / 2147483648.0
-        jump = int((bucket + 1) / step)
-        if jump >= buckets:
-            return bucket
-        bucket = jump
 
 
 @lru_cache(maxsize=1024)

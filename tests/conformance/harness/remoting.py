@@ -268,3 +268,13 @@ def wait_shared(topic: str, queues: int, *consumers: RemotingPush, timeout_s: fl
             return
         assert time.monotonic() < deadline, f"after {timeout_s} s the {queues} queues are shared as {shares}"
         time.sleep(0.02)
+
+
+def lived_before(remoting: RemotingClient, group: str, topic: str) -> None:
+    """A consumer of the group came and went: its retry topic exists.
+
+    A client reads routes when it starts and then every 30 s: what its own first heart-beat creates, it learns late.
+    """
+    consumer = remoting.push(group, {topic: "*"})
+    wait_shared(topic, 4, consumer)
+    remoting.close(consumer)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saturnmq.admin import offline
+from saturnmq.admin import cli, offline
 
 APACHE = Path(__file__).parents[2] / "vectors" / "store" / "apache-5.5.0-whole"
 LOG = "commitlog/00000000000000000000"
@@ -29,7 +29,7 @@ def damage(root: Path, path: str, at: int) -> None:
 
 
 def test_verify_of_a_whole_store(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert offline.main(["verify", str(root)]) == 0
+    assert cli.main(["verify", str(root)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:-1] == [
         "files     25, 45,464 bytes",
@@ -45,12 +45,12 @@ def test_verify_of_a_whole_store(root: Path, capsys: pytest.CaptureFixture[str])
 
 def test_verify_of_damage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(root, LOG, 90)
-    assert offline.main(["verify", str(root)]) == 1
+    assert cli.main(["verify", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
         f"DAMAGE  {LOG} at 0: 238 bytes hold no record: the body of the record at 0 does not match"
     )
-    assert offline.main(["verify", "--json", str(root)]) == 1
+    assert cli.main(["verify", "--json", str(root)]) == 1
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (told[0]["kind"], told[0]["path"], told[0]["at"]) == ("damage", LOG, 0)
     assert (told[-1]["kind"], told[-1]["damages"]) == ("totals", len(lines) - 8)
@@ -60,11 +60,11 @@ def test_verify_tells_few_findings_of_each_file(root: Path, capsys: pytest.Captu
     (root / "config" / "consumerOffset.json").write_text(
         json.dumps({"offsetTable": {f"TopicA@group{number}": {"0": 99} for number in range(25)}})
     )
-    assert offline.main(["verify", str(root)]) == 1
+    assert cli.main(["verify", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("DAMAGE")]) == offline.FINDINGS_PER_FILE
     assert "        config/consumerOffset.json: 5 more (--all)" in lines
-    assert offline.main(["verify", "--all", str(root)]) == 1
+    assert cli.main(["verify", "--all", str(root)]) == 1
     assert capsys.readouterr().out.count("DAMAGE") == 25
 
 
@@ -75,11 +75,11 @@ def test_settings(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         f"storePathCommitLog={tmp_path}/elsewhere\nmappedFileSizeCommitLog=16384\nmappedFileSizeConsumeQueue=400\n"
         "maxHashSlotNum=30\nmaxIndexNum=60\n"
     )
-    assert offline.main(["verify", "-c", str(conf), str(root)]) == 0
-    assert offline.main(["verify", "-c", str(conf), "--set", "mappedFileSizeCommitLog=4096", str(root)]) == 1
+    assert cli.main(["verify", "-c", str(conf), str(root)]) == 0
+    assert cli.main(["verify", "-c", str(conf), "--set", "mappedFileSizeCommitLog=4096", str(root)]) == 1
     assert "has 16384 bytes, not 4096" in capsys.readouterr().out
     for wrong in (["--set", "x"], ["--set", "mappedFileSizeCommitLog=big"], ["-c", "/missing"]):
-        assert offline.main(["verify", *wrong, str(root)]) == 2
+        assert cli.main(["verify", *wrong, str(root)]) == 2
         assert capsys.readouterr().err.startswith("saturnmq: ")
 
 
@@ -94,18 +94,18 @@ def test_inspect(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--count",
         "1",
     ]
-    assert offline.main([*arguments, "--body"]) == 0
+    assert cli.main([*arguments, "--body"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("record   position=11465 size=271 topic=SCHEDULE_TOPIC_XXXX queue=15 offset=0 ")
     assert "body=delayed" in line
-    assert offline.main([*arguments, "--json"]) == 0
+    assert cli.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["position"] == 11465
 
 
 def test_what_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letter.txt").write_text("hello")
     for arguments in (["verify", str(tmp_path)], ["inspect", str(tmp_path / "letter.txt")], ["inspect", "/missing"]):
-        assert offline.main(arguments) == 2
+        assert cli.main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith(f"saturnmq: {arguments[-1]} ")
@@ -121,9 +121,9 @@ def test_a_directory_that_a_process_has_open(root: Path, capsys: pytest.CaptureF
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert offline.main(["verify", str(root)]) == 0
+        assert cli.main(["verify", str(root)]) == 0
         assert capsys.readouterr().err.startswith(f"saturnmq: process {process.pid} has {root} open")
-        assert offline.main(["inspect", str(root / "consumequeue" / "TopicA" / "0" / "00000000000000000000")]) == 0
+        assert cli.main(["inspect", str(root / "consumequeue" / "TopicA" / "0" / "00000000000000000000")]) == 0
         assert capsys.readouterr().err.startswith(f"saturnmq: process {process.pid} has {root} open")
         process.communicate(b"\n")
 
@@ -132,9 +132,9 @@ def test_nothing_is_written(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     for path in root.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    offline.main(["verify", str(root)])
+    cli.main(["verify", str(root)])
     for path in before:
-        offline.main(["inspect", str(path), "--count", "1"])
+        cli.main(["inspect", str(path), "--count", "1"])
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -152,7 +152,7 @@ def test_a_closed_pipe_ends_it_silently(root: Path, command: str) -> None:
 
 def test_help_names_both(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        offline.main(["--help"])
+        cli.main(["--help"])
     said = capsys.readouterr().out
     assert "inspect" in said
     assert "verify" in said

@@ -6,13 +6,14 @@ import pytest
 from proxy_fakes import Grpc
 
 from saturnmq.kernel.config import ProxyConfig
+from saturnmq.kernel.hashing import jump_hash
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.subscription import tag_hash
 from saturnmq.kernel.topic import GroupConfig, QueueData, TopicConfig
 from saturnmq.proxy import routing
 from saturnmq.proxy.routes import queue_permissions
-from saturnmq.proxy.routing import addresses_to_tell, jump_hash, parse_advertise
+from saturnmq.proxy.routing import addresses_to_tell, parse_advertise
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 # (message group, queues, queue): computed with Guava 32.0.1, Hashing.consistentHash((long) group.hashCode(), queues)
