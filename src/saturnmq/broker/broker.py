@@ -25,14 +25,15 @@ from saturnmq.broker.settings import Settings
 from saturnmq.broker.stats import Stats
 from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
+from saturnmq.broker.transactions import Transactions
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
-from saturnmq.kernel.errors import IllegalTopic, InvalidParameter, NotSupported
+from saturnmq.kernel.errors import IllegalTopic, InvalidParameter
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply, after, chain, gather
 from saturnmq.kernel.metrics import Metrics
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, EndTransactionRequest
-from saturnmq.kernel.topic import SCHEDULE_TOPIC, TIMER_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
+from saturnmq.kernel.topic import HALF_TOPIC, SCHEDULE_TOPIC, TIMER_TOPIC, GroupConfig, TopicConfig, pop_retry_topic
 from saturnmq.store.results import Arrival
 from saturnmq.store.store import Store
 
@@ -69,6 +70,8 @@ class Broker:
                 self.topics.restore(topic, queues[-1] + 1)
 
         self.clients = ClientTable(self.groups, self.topics, clock, config.channel_expired_timeout)
+        self.transactions = Transactions(config, store, clock, self.topics, self.clients, self.offsets, metrics)
+        self.transactions.load()
         self.locks = QueueLocks(clock, config.lock_max_live_time)
         self.polls = LongPolls(clock, per_group=config.pop_polling_size, in_all=config.max_pop_polling_size)
         self.sends = Sends(
@@ -93,6 +96,7 @@ class Broker:
 
         self.send = self.sends.send
         self.recall = self.recalls.recall
+        self.end_transaction = self.transactions.end
         self.pull = self.pulls.pull
         self.pop = self.pops.pop
         self.ack = self.pops.ack
@@ -116,6 +120,7 @@ class Broker:
         store.on_arrival = self._arrived
         store.lodgers["delayed messages"] = self.delays.pending_from
         store.lodgers["messages for a time"] = self.timers.pending_from
+        store.lodgers["half messages"] = self.transactions.pending_from
         store.lodgers["messages in flight"] = self.pops.pending_from
         store.measure(metrics)
 
@@ -123,7 +128,8 @@ class Broker:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
         self.stats.start()
         self.delays.start()
-        return chain(self.timers.start(), lambda _: self.pops.start())
+        timers_run = self.timers.start()
+        return chain(chain(timers_run, lambda _: self.pops.start()), lambda _: self.transactions.start())
 
     def register(self, names: NameServers, address: Address) -> None:
         """Become known under this address, and stay so. `brokerIP1` wins over its host."""
@@ -145,7 +151,9 @@ class Broker:
         self.clients.stop()
         self.delays.stop()
         self.pops.stop()
-        written = gather([self.topics.write(), self.groups.write(), self.offsets.write(), self.modes.write()])
+        counted = self.transactions.stop()
+        tables = (self.topics, self.groups, self.offsets, self.modes)
+        written = gather([counted, *(table.write() for table in tables)])
         return chain(chain(written, lambda _: self.delays.write()), lambda _: self.timers.stop())
 
     def _configure(self, config: BrokerConfig, store_config: StoreConfig) -> None:
@@ -154,7 +162,7 @@ class Broker:
         self.config = config
         self.timers.configure(store_config)
         parts = (self.topics, self.groups, self.sends, self.recalls, self.send_backs, self.pulls, self.pops)
-        for part in (*parts, self.positions, self.assignments):
+        for part in (*parts, self.positions, self.assignments, self.transactions):
             part.configure(config)
         if self._registrar is not None:
             self._registrar.configure(config)
@@ -183,6 +191,7 @@ class Broker:
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
             self.timers.metrics.forget(name)
+            self.transactions.metrics.forget(name)
         return after(gather([self._delete_messages(gone), self.topics.write(), self.offsets.write()]), lambda _: None)
 
     def delete_unused_topics(self) -> Reply[None]:
@@ -206,9 +215,6 @@ class Broker:
     def group_config(self, group: str) -> GroupConfig | None:
         return self.groups.get(group)
 
-    def end_transaction(self, request: EndTransactionRequest) -> Reply[None]:
-        raise NotSupported("transactions are not supported by this version of SaturnMQ")
-
     def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None:
         self.clients.consumer_joined(channel, membership)
 
@@ -219,3 +225,5 @@ class Broker:
             self.delays.arrived(arrival.queue_id)
         elif arrival.topic == TIMER_TOPIC:
             self.timers.arrived()
+        elif arrival.topic == HALF_TOPIC:
+            self.transactions.arrived(arrival)

@@ -21,6 +21,7 @@ from saturnmq.broker.remoting_query import QueryHandlers
 from saturnmq.broker.remoting_relay import RelayHandlers
 from saturnmq.broker.remoting_timers import TimerHandlers
 from saturnmq.broker.remoting_topics import TopicHandlers
+from saturnmq.broker.remoting_transactions import TransactionHandlers
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import NoPermission, SubscriptionOutdated, SubscriptionUnknown
 from saturnmq.kernel.later import Reply
@@ -62,7 +63,7 @@ def table(broker: Broker) -> dict[int, Handler]:
     clients, offsets, assignments = ClientHandlers(broker), OffsetHandlers(broker), AssignmentHandlers(broker)
     topics, groups, state = TopicHandlers(broker), GroupHandlers(broker), BrokerHandlers(broker)
     queries, progress, relay = QueryHandlers(broker), ProgressHandlers(broker), RelayHandlers(broker)
-    timers = TimerHandlers(broker)
+    timers, transactions = TimerHandlers(broker), TransactionHandlers(broker)
     return {
         RequestCode.SEND_MESSAGE: sends.send,
         RequestCode.SEND_MESSAGE_V2: sends.send_v2,
@@ -102,6 +103,8 @@ def table(broker: Broker) -> dict[int, Handler]:
         RequestCode.LOCK_BATCH_MQ: queues.lock,
         RequestCode.UNLOCK_BATCH_MQ: queues.unlock,
         RequestCode.RECALL_MESSAGE: sends.recall,
+        RequestCode.END_TRANSACTION: sends.end_transaction,
+        RequestCode.RESUME_CHECK_HALF_MESSAGE: transactions.resume_check,
         RequestCode.GET_TIMER_CHECK_POINT: timers.check_point,
         RequestCode.GET_TIMER_METRICS: timers.metrics,
         RequestCode.SWITCH_TIMER_ENGINE: timers.switch_engine,

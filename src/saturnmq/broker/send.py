@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from saturnmq.broker import halfmessages
 from saturnmq.broker.deadletters import dead_letter
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
@@ -21,6 +22,7 @@ from saturnmq.kernel.errors import (
     InvalidParameter,
     NoPermission,
     NotSupported,
+    PropertiesTooLarge,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import RecallHandle
@@ -28,9 +30,18 @@ from saturnmq.kernel.later import Reply
 from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import DeadReason, SendReceipt, SendRequest
-from saturnmq.kernel.topic import NO_SEND_TOPICS, RETRY_PREFIX, UNIT, UNIT_SUBSCRIPTION, WRITE, TopicConfig, check_topic
+from saturnmq.kernel.topic import (
+    HALF_TOPIC,
+    NO_SEND_TOPICS,
+    RETRY_PREFIX,
+    UNIT,
+    UNIT_SUBSCRIPTION,
+    WRITE,
+    TopicConfig,
+    check_topic,
+)
 from saturnmq.store.store import Store
-from saturnmq.wire.record import offset_message_id
+from saturnmq.wire.record import MAX_PROPERTIES_BYTES, offset_message_id
 
 #: properties that ask for more than an append, or that only the broker may set
 _SPECIAL = frozenset(
@@ -111,7 +122,7 @@ class Sends:
         else:
             message.properties += b"\x02" + self._stamp
         (appended,) = self._store.append((message,))
-        labels = (topic.topic_name,)
+        labels = (HALF_TOPIC if message.topic == HALF_TOPIC else topic.topic_name,)
         self._messages_in.values[labels] += 1
         self._bytes_in.values[labels] += appended.size
         receipt = SendReceipt(
@@ -167,6 +178,8 @@ class Sends:
             raise IllegalMessage(f"batch request does not support retry group {topic.topic_name}")
         if topic.attributes.get("queue.type") == "BatchCQ":
             raise NotSupported(f"{topic.topic_name} is a BatchCQ topic; this version of SaturnMQ has no inner batches")
+        if messages[0].sys_flag & _UNUSUAL:
+            raise IllegalMessage(f"the sysFlag {messages[0].sys_flag} says what no batch can be: send one by one")
         queue_id = messages[0].queue_id
         size = 0
         for message in messages:
@@ -200,9 +213,15 @@ class Sends:
             raise NotSupported("light queues and inner batches are not supported by this version of SaturnMQ")
         dead = message.topic.startswith(RETRY_PREFIX) and self._send_to_dead_letters(request, message, properties)
         level = 0 if dead else _integer(properties.get(names.DELAY))
-        is_half = properties.get(names.TRANSACTION_PREPARED, "").lower() == "true"
-        if message.sys_flag & TRANSACTION_MASK or (is_half and not (message.reconsume_times > 0 and level > 0)):
-            raise NotSupported("transactions are not supported by this version of SaturnMQ")
+        in_transaction = properties.get(names.TRANSACTION_PREPARED, "").lower() == "true"
+        # what was committed keeps the property: as a dead letter too, and when a consumer of before 4.6.1 returns it
+        again = dead or names.DLQ_RESENT in properties or (message.reconsume_times > 0 and level > 0)
+        if in_transaction and not again:
+            self._halve(message, properties)
+            return None
+        if message.sys_flag & TRANSACTION_MASK and not in_transaction:
+            raise IllegalMessage(f"the sysFlag {message.sys_flag} says what only the broker may say of a transaction")
+        message.sys_flag &= ~TRANSACTION_MASK
         if level > 0:
             for name in TIMERS:
                 properties.pop(name, None)
@@ -214,6 +233,19 @@ class Sends:
         if slot_ms is None or topic.startswith(RETRY_PREFIX):
             return None
         return RecallHandle.of(topic, self._config.broker_name, slot_ms, properties[names.UNIQUE_KEY]).encode()
+
+    def _halve(self, message: Message, properties: dict[str, str]) -> None:
+        if self._config.reject_transaction_message:
+            raise NoPermission(f"the broker[{self._config.broker_name}] sending transaction message is forbidden")
+        if names.DELAY in properties or not properties.keys().isdisjoint(TIMERS):
+            raise IllegalMessage("a message of a transaction cannot be for a time too: send it without one")
+        halfmessages.halve(message, properties)
+        message.properties = names.encode(properties) + self._stamp
+        most = MAX_PROPERTIES_BYTES - halfmessages.COPY_BYTES
+        if len(message.properties) > most:
+            raise PropertiesTooLarge(
+                f"the properties have {len(message.properties)} bytes, the limit of a half message is {most}"
+            )
 
     def _send_to_dead_letters(self, request: SendRequest, message: Message, properties: dict[str, str]) -> bool:
         """Whether a consumer tried it often enough; then the message goes to the dead letters instead."""

@@ -30,6 +30,8 @@ CHANGEABLE = frozenset(
         "maxMessageSize", "maxMsgsNumBatch", "defaultQueryMaxNum",
         "timerMaxDelaySec", "timerCongestNumEachSlot", "timerFlushIntervalMs", "timerStopEnqueue", "timerStopDequeue",
         "appendTopicForTimerDeleteKey", "recallMessageEnable", "allowRecallWhenBrokerNotWriteable",
+        "rejectTransactionMessage", "transactionTimeOut", "transactionCheckMax", "transactionCheckInterval",
+        "transactionOpMsgMaxSize", "transactionOpBatchInterval",
     }
 )  # fmt: skip
 #: what no operator may change over the wire (AdminBrokerProcessor#initConfigBlackList)

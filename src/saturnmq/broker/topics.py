@@ -30,6 +30,7 @@ from saturnmq.kernel.topic import (
     SYSTEM_TOPICS,
     TIMER_TOPIC,
     TRACE_TOPIC,
+    TRANS_CHECK_MAX_TIME_TOPIC,
     DataVersion,
     MessageType,
     TopicConfig,
@@ -203,6 +204,10 @@ class TopicTable:
     def ensure_dlq(self, group: str) -> TopicConfig:
         """`%DLQ%<group>`"""
         return self._ensure(dlq_topic(group), 1)
+
+    def ensure_given_up(self) -> TopicConfig:
+        """Where half messages go about which producers were asked too often."""
+        return self._ensure(TRANS_CHECK_MAX_TIME_TOPIC, 1)
 
     def ensure_pop_retry(self, group: str, topic: str) -> TopicConfig:
         """Where pop puts what the group did not acknowledge in time."""

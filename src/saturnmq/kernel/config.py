@@ -174,6 +174,19 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     split_metadata_size: Positive = 2000
     #: where an operator sends a group is kept until its consumers are told; else they are told only while connected
     use_server_side_reset_offset: bool = True
+    #: half messages are refused
+    reject_transaction_message: bool = False
+    #: milliseconds after which a half message that nobody ended is asked about first
+    transaction_time_out: Natural = 6_000
+    #: how often a producer is asked before a half message is given up (to TRANS_CHECK_MAX_TIME_TOPIC)
+    transaction_check_max: Natural = 15
+    #: milliseconds between looks for half messages that nobody ended
+    transaction_check_interval: Positive = 30_000
+    #: bytes, and milliseconds, after which it is written which half messages were committed
+    transaction_op_msg_max_size: Positive = 4096
+    transaction_op_batch_interval: Positive = 3_000
+    #: milliseconds between writes of how many half messages there are
+    transaction_metric_flush_interval: Positive = 10_000
     #: whatever a client of either protocol names is created, topics as MIXED (`--dev`)
     dev_auto_create: bool = msgspec.field(default=False, name="devAutoCreate")
 
@@ -192,6 +205,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     max_message_group_size: Positive = 64
     #: milliseconds from now; a message for a later time is refused, and by the broker with timerMaxDelaySec
     max_delay_time_mills: Natural = 86_400_000
+    #: seconds for which a producer may ask not to be asked about its transaction
+    max_transaction_recovery_second: Natural = 3_600
     #: messages for a time get the delay level that comes next instead
     use_delay_level: bool = False
     #: the broker's, for useDelayLevel

@@ -53,6 +53,9 @@ DLQ_REASON = "DLQ_REASON"
 #: ours: the dead letter that an operator sent again as this message, an offset message id
 DLQ_RESENT = "DLQ_RESENT"
 CHECK_IMMUNITY_TIME_IN_SECONDS = "CHECK_IMMUNITY_TIME_IN_SECONDS"
+TRANSACTION_ID = "__transactionId__"
+TRANSACTION_CHECK_TIMES = "TRANSACTION_CHECK_TIMES"
+TRANSACTION_PREPARED_QUEUE_OFFSET = "TRAN_PREPARED_QUEUE_OFFSET"
 INNER_MULTI_DISPATCH = "INNER_MULTI_DISPATCH"
 
 #: Keys that no application may set (MessageConst.STRING_HASH_SET), and ours.

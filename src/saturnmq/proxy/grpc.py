@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from saturnmq.kernel.errors import IllegalMessage, InvalidParameter, SaturnError
 from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Reply, after, gather, rescue
-from saturnmq.kernel.ports import SendReceipt
+from saturnmq.kernel.ports import Resolution, SendReceipt
 from saturnmq.kernel.properties import UNIQUE_KEY
 from saturnmq.kernel.topic import MessageType
 from saturnmq.net.grpc_server import Call, Kind, Method
@@ -42,13 +42,17 @@ from saturnmq.wire.proto import rocketmq_pb2 as pb
 SERVICE = "apache.rocketmq.v2.MessagingService"
 
 #: RPCs of later versions
-NOT_YET = ("PullMessage", "UpdateOffset", "GetOffset", "QueryOffset", "EndTransaction", "SyncLiteSubscription")
+NOT_YET = ("PullMessage", "UpdateOffset", "GetOffset", "QueryOffset", "SyncLiteSubscription")
 
 #: what a send may have beside bodies of maxMessageSize
 BESIDE_BODY_BYTES = 1024 * 1024
 
 #: status OK, and one entry with status OK
 SENT = pb.SendMessageResponse(status=OK, entries=[pb.SendResultEntry(status=OK)]).SerializeToString()
+
+#: types of messages, why only one of them goes into a request
+_SENT_ALONE = {MessageType.DELAY: "for a time", MessageType.TRANSACTION: "of transactions"}
+_RESOLUTIONS = {pb.COMMIT: Resolution.COMMIT, pb.ROLLBACK: Resolution.ROLLBACK}
 
 Request = TypeVar("Request", bound=Message)
 
@@ -62,6 +66,7 @@ def methods(proxy: Proxy) -> dict[bytes, Method]:
         "QueryRoute": _unary(routes.query_route, pb.QueryRouteRequest, pb.QueryRouteResponse),
         "QueryAssignment": _unary(routes.query_assignment, pb.QueryAssignmentRequest, pb.QueryAssignmentResponse),
         "SendMessage": Method(Kind.UNARY, messages.send_message, partial(_refuse, pb.SendMessageResponse)),
+        "EndTransaction": _unary(messages.end_transaction, pb.EndTransactionRequest, pb.EndTransactionResponse),
         "RecallMessage": _unary(messages.recall_message, pb.RecallMessageRequest, pb.RecallMessageResponse),
         "ReceiveMessage": Method(Kind.SERVER_STREAM, receiving.receive_message, receiving.refuse),
         "AckMessage": _unary(messages.ack_message, pb.AckMessageRequest, pb.AckMessageResponse),
@@ -122,10 +127,21 @@ class Messages:
                 raise IllegalMessage("the messages of one request have different topics: send them one by one")
             incoming.append(take_in(message, topic, call.peer, self._config, now_ms))
         kind, message_group = _common(incoming)
-        if kind is MessageType.DELAY and len(incoming) > 1:
-            raise IllegalMessage("the messages of one request are for a time: send them one by one")
+        if kind in _SENT_ALONE and len(incoming) > 1:
+            raise IllegalMessage(f"the messages of one request are {_SENT_ALONE[kind]}: send them one by one")
         reply = self._proxy.send(topic, [one.message for one in incoming], incoming[0].properties, kind, message_group)
         return after(reply, partial(_sent, incoming))
+
+    def end_transaction(self, call: Call, request: pb.EndTransactionRequest) -> Reply[bytes]:
+        check_client_topic(request.topic.name)
+        reply = self._proxy.end_transaction(
+            request.topic.name,
+            request.transaction_id,
+            request.message_id,
+            _RESOLUTIONS.get(request.resolution, Resolution.UNKNOWN),
+            from_check=request.source == pb.SOURCE_SERVER_CHECK,
+        )
+        return after(reply, _ended)
 
     def recall_message(self, call: Call, request: pb.RecallMessageRequest) -> Reply[bytes]:
         topic = request.topic.name
@@ -195,6 +211,10 @@ def _sent(incoming: Sequence[Incoming], receipt: SendReceipt) -> bytes:
         if receipt.recall_handle is not None:
             entry.recall_handle = receipt.recall_handle
     return response.SerializeToString()
+
+
+def _ended(_: None) -> bytes:
+    return pb.EndTransactionResponse(status=OK).SerializeToString()
 
 
 def _recalled(message_id: str) -> bytes:

@@ -30,7 +30,7 @@ from saturnmq.kernel.errors import (
     PropertiesTooLarge,
 )
 from saturnmq.kernel.host import Address, pack, unpack
-from saturnmq.kernel.message import COMPRESSED, Message, StoredMessage
+from saturnmq.kernel.message import COMPRESSED, TRANSACTION_PREPARED, Message, StoredMessage
 from saturnmq.kernel.topic import MessageType
 from saturnmq.proxy.proxy import message_id
 from saturnmq.wire.proto import rocketmq_pb2 as pb
@@ -48,7 +48,6 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _has_control = _CONTROL.search
 
 _UNSUPPORTED_TYPES = {
-    pb.TRANSACTION: "transactional messages are not supported by this version of SaturnMQ: nothing was sent",
     pb.LITE: "lite topics are not supported by this version of SaturnMQ: nothing was sent",
     pb.PRIORITY: "message priorities are not supported by this version of SaturnMQ: nothing was sent",
 }
@@ -59,7 +58,7 @@ _NOT_FOR_USERS = props.RESERVED | {
     props.SHARDING_KEY,
     props.TRACE_CONTEXT,
     props.INNER_MULTI_DISPATCH,
-    "__transactionId__",
+    props.TRANSACTION_ID,
 }
 
 
@@ -106,6 +105,8 @@ def take_in(sent: pb.Message, topic: str, peer: Address, config: ProxyConfig, no
     if system.delivery_attempt:
         properties[props.RECONSUME_TIME] = str(system.delivery_attempt)
     properties[props.PRODUCER_GROUP] = topic
+    if kind is MessageType.TRANSACTION:
+        _put_in_transaction(system, properties, config)
     group = system.message_group
     if group:
         _check_message_group(group, config)
@@ -129,9 +130,23 @@ def take_in(sent: pb.Message, topic: str, peer: Address, config: ProxyConfig, no
         born_ms,
         pack(peer),
         0,
-        COMPRESSED if system.body_encoding == pb.GZIP else 0,
+        (COMPRESSED if system.body_encoding == pb.GZIP else 0)
+        | (TRANSACTION_PREPARED if kind is MessageType.TRANSACTION else 0),
     )
     return Incoming(message, properties, kind, group)
+
+
+def _put_in_transaction(system: pb.SystemProperties, properties: dict[str, str], config: ProxyConfig) -> None:
+    """Raises InvalidParameter."""
+    properties[props.TRANSACTION_PREPARED] = "true"
+    if system.HasField("orphaned_transaction_recovery_duration"):
+        seconds = system.orphaned_transaction_recovery_duration.seconds
+        if not 0 <= seconds <= config.max_transaction_recovery_second:
+            raise InvalidParameter(
+                f"the orphaned transaction recovery duration is {seconds} s, it must be from 0 to "
+                f"maxTransactionRecoverySecond={config.max_transaction_recovery_second}"
+            )
+        properties[props.CHECK_IMMUNITY_TIME_IN_SECONDS] = str(seconds)
 
 
 def _put(properties: dict[str, str], key: str, value: str) -> None:
@@ -195,8 +210,11 @@ def _message_type(
         raise NotSupported(_UNSUPPORTED_TYPES[pb.LITE])
     if system.HasField("priority"):
         raise NotSupported(_UNSUPPORTED_TYPES[pb.PRIORITY])
+    in_transaction = system.message_type == pb.TRANSACTION
     if not system.HasField("delivery_timestamp"):
-        return MessageType.NORMAL
+        return MessageType.TRANSACTION if in_transaction else MessageType.NORMAL
+    if in_transaction:
+        raise InvalidParameter("a message of a transaction cannot be for a time too: send it without one")
     due = system.delivery_timestamp
     due_ms = due.seconds * 1000 + due.nanos // 1_000_000
     if due_ms - now_ms > config.max_delay_time_mills > 0:

@@ -16,11 +16,12 @@ from saturnmq.kernel.errors import (
     IllegalInvisibleTime,
     IllegalOperation,
     InvalidReceiptHandle,
+    InvalidTransactionId,
     MessageTypeMismatch,
     NoSuchMessage,
     SaturnError,
 )
-from saturnmq.kernel.handle import RecallHandle, ReceiptHandle, TopicKind
+from saturnmq.kernel.handle import RecallHandle, ReceiptHandle, TopicKind, TransactionHandle
 from saturnmq.kernel.later import Reply, after, chain, rescue
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
@@ -28,11 +29,13 @@ from saturnmq.kernel.ports import (
     ClusterPort,
     DeadReason,
     Delivery,
+    EndTransactionRequest,
     InvisibleChanged,
     PopRequest,
     PopResult,
     PopStatus,
     RecallRequest,
+    Resolution,
     RoutePort,
     SendBackRequest,
     SendReceipt,
@@ -143,9 +146,12 @@ class Proxy:
         queue = view.choose_queue(message_group)
         for message in messages:
             message.queue_id = queue.queue_id
-        return self.brokers[queue.broker_name].send(
+        sent = self.brokers[queue.broker_name].send(
             SendRequest(producer_group=view.topic, messages=messages, properties=properties, batch=len(messages) > 1)
         )
+        if message_type is MessageType.TRANSACTION:
+            return after(sent, partial(_with_handle, queue.broker_name, properties[props.UNIQUE_KEY]))
+        return sent
 
     def _check_type(self, view: TopicView, sent: MessageType) -> None:
         taken = view.message_type
@@ -174,6 +180,34 @@ class Proxy:
             return broker.recall(request)
 
         return chain(self.routing.view(topic), recall)
+
+    def end_transaction(
+        self, topic: str, transaction_id: str, message_id: str, resolution: Resolution, *, from_check: bool
+    ) -> Reply[None]:
+        """Commit a half message of this topic or roll it back, through whichever Proxy it was sent. Raises
+        InvalidTransactionId, IllegalOperation."""
+        handle = TransactionHandle.decode(transaction_id)
+        broker = self.brokers.get(handle.broker_name)
+        if broker is None:
+            raise InvalidTransactionId(
+                f"the transaction id is of the broker {handle.broker_name[:80]!r}, this Proxy serves "
+                + ", ".join(self.brokers)
+            )
+        if message_id not in ("", handle.message_id):
+            raise InvalidTransactionId("the transaction id is another message's")
+        if resolution is Resolution.UNKNOWN:
+            return None
+        return broker.end_transaction(
+            EndTransactionRequest(
+                topic=topic,
+                producer_group=topic,
+                half_offset=handle.half_offset,
+                commit_log_offset=handle.commit_log_offset,
+                resolution=resolution,
+                from_check=from_check,
+                message_id=handle.message_id,
+            )
+        )
 
     # ----------------------------------------------------------------------------------------------- receiving
 
@@ -349,6 +383,17 @@ class Proxy:
                 + ", ".join(self.brokers)
             )
         return broker
+
+
+def _with_handle(broker_name: str, message_id: str, receipt: SendReceipt) -> SendReceipt:
+    """Of a half message: what any Proxy ends it by."""
+    receipt.transaction_id = TransactionHandle(
+        broker_name=broker_name,
+        half_offset=receipt.queue_offset,
+        commit_log_offset=receipt.commit_log_offset,
+        message_id=message_id,
+    ).encode()
+    return receipt
 
 
 def existing(group: GroupConfig | None, name: str) -> GroupConfig:

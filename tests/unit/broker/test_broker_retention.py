@@ -10,11 +10,11 @@ from saturnmq.broker import revivelog
 from saturnmq.broker.leases import Leases
 from saturnmq.disk.simulated import Operation, SimulatedDisk
 from saturnmq.kernel.errors import ServiceUnavailable
-from saturnmq.kernel.topic import SCHEDULE_TOPIC
+from saturnmq.kernel.topic import HALF_TOPIC, SCHEDULE_TOPIC
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.testing.pops import Held, PopStage
-from saturnmq.wire.remoting.codes import ResponseCode
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 
 HOUR_MS = 3_600_000
 FILE_BYTES = 4096
@@ -89,6 +89,30 @@ def test_a_restart_knows_it_too(offline: OfflineBroker) -> None:
     assert again.stored("orders") == []
     again.clock.advance(20_000)
     assert [message.body for message in again.stored("orders")] == [b"later"]
+
+
+# -------------------------------------------------------------------------------------------------- half messages
+
+
+def test_a_half_message_outlives_its_file(offline: OfflineBroker) -> None:
+    load(offline)
+    immune = str(3 * HOUR_MS // 1000)
+    sent = offline.send("orders", b"half", TRAN_MSG="true", PGROUP="producers", CHECK_IMMUNITY_TIME_IN_SECONDS=immune)
+    pending = offline.store.position_at(HALF_TOPIC, 0, 0)
+    assert isinstance(pending, int)
+    load(offline)
+    offline.clock.advance(2 * HOUR_MS)
+    assert first_file(offline.disk) == pending // FILE_BYTES * FILE_BYTES > 0
+    offline = offline.restart()
+    end = {
+        "producerGroup": "producers", "tranStateTableOffset": sent.fields["queueOffset"], "commitLogOffset": pending,
+        "commitOrRollback": 8, "msgId": "KEY",
+    }  # fmt: skip
+    assert offline.ask(RequestCode.END_TRANSACTION, end).code == 0
+    assert [message.body for message in offline.stored("orders")] == [b"half"]
+    load(offline)
+    offline.clock.advance(2 * HOUR_MS)
+    assert first_file(offline.disk) > pending, "nothing holds the file any more"
 
 
 # ------------------------------------------------------------------------------------------- messages in flight

@@ -85,7 +85,6 @@ def test_only_the_broker_sets_its_properties() -> None:
         ("a b", {}, {}, b"x", ResponseCode.INVALID_PARAMETER, "a b"),
         ("x" * 128, {}, {}, b"x", ResponseCode.INVALID_PARAMETER, "128"),
         ("orders", {"e": 4}, {}, b"x", ResponseCode.INVALID_PARAMETER, "request queueId[4] is illegal"),
-        ("orders", {}, {"TRAN_MSG": "true"}, b"x", ResponseCode.REQUEST_CODE_NOT_SUPPORTED, "transactions"),
         ("orders", {}, {"TIMER_DELAY_SEC": "259201"}, b"x", ResponseCode.MESSAGE_ILLEGAL, "timerMaxDelaySec"),
         ("orders", {}, {"TIMER_DELIVER_MS": "soon"}, b"x", ResponseCode.MESSAGE_ILLEGAL, "TIMER_DELIVER_MS"),
         ("orders", {}, {"INNER_MULTI_DISPATCH": "%LMQ%a"}, b"x", ResponseCode.REQUEST_CODE_NOT_SUPPORTED, "light"),

@@ -22,7 +22,7 @@ HEAD = "| code | name | asked of | state | test |\n| --- | --- | --- | --- | ---
 
 #: asked of clients, by a server: what makes ours ask
 OF_CLIENTS = {
-    Code.CHECK_TRANSACTION_STATE: "",
+    Code.CHECK_TRANSACTION_STATE: "about half messages that nobody ended",
     Code.NOTIFY_CONSUMER_IDS_CHANGED: "when members of a group come and go",
     Code.RESET_CONSUMER_CLIENT_OFFSET: "for 222",
     Code.GET_CONSUMER_STATUS_FROM_CLIENT: "for 223",
@@ -49,8 +49,6 @@ OBSOLETE = {
 }  # fmt: skip
 #: answered by a later version
 LATER = {
-    **dict.fromkeys([Code.END_TRANSACTION, Code.CHECK_TRANSACTION_STATE], "transactions"),
-    **dict.fromkeys([Code.RESUME_CHECK_HALF_MESSAGE], "transactions"),
     **dict.fromkeys([code for code in Code if 905 <= code <= 1013], "replication"),
     **dict.fromkeys([code for code in Code if 3001 <= code <= 3010], "users and policies"),
     **dict.fromkeys([code for code in Code if 200_070 <= code <= 200_079], "lite topics"),
@@ -66,6 +64,7 @@ CONVERSATIONS = {
 }
 ADMIN, CLIENTS = "unit/broker/test_broker_admin.py", "unit/broker/test_broker_clients.py"
 PULL, SEND, PEEKS = "unit/broker/test_broker_pull.py", "unit/broker/test_broker_send.py", "unit/broker/test_peeks.py"
+TRANSACTIONS = "unit/broker/test_transactions.py"
 QUERY, RECALL = "unit/broker/test_broker_query.py", "unit/broker/test_recall.py"
 ASSIGNMENT, POPS = "unit/broker/test_broker_assignment.py", "unit/broker/test_broker_remoting_pop.py"
 PROGRESS = "unit/broker/test_broker_progress.py"
@@ -167,6 +166,11 @@ TESTS: dict[int, str] = {
         "unit/broker/test_broker_relay.py::test_what_a_consumer_says_of_itself_goes_back_as_it_is"
     ),
     Code.CONSUME_MESSAGE_DIRECTLY: "unit/broker/test_broker_relay.py::test_a_message_is_handed_to_a_consumer",
+    Code.END_TRANSACTION: f"{TRANSACTIONS}::test_a_half_message_is_seen_by_nobody_until_it_is_committed",
+    Code.CHECK_TRANSACTION_STATE: f"{TRANSACTIONS}::test_a_producer_is_asked_and_may_not_know_yet",
+    Code.RESUME_CHECK_HALF_MESSAGE: (
+        f"{TRANSACTIONS}::test_one_that_was_asked_about_too_often_is_given_up_and_brought_back"
+    ),
     Code.RECALL_MESSAGE: f"{RECALL}::test_what_is_recalled_does_not_come",
     Code.SWITCH_TIMER_ENGINE: f"{RECALL}::test_there_is_one_engine",
     Code.QUERY_ASSIGNMENT: f"{ASSIGNMENT}::test_no_answer_changes_nothing",

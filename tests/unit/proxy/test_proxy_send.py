@@ -191,7 +191,7 @@ def test_an_unknown_topic_is_made_with_dev(client: Grpc) -> None:
     assert send(client, message("new", message_group="g")).status.code == pb.OK
 
 
-@pytest.mark.parametrize("kind", [pb.TRANSACTION, pb.LITE, pb.PRIORITY])
+@pytest.mark.parametrize("kind", [pb.LITE, pb.PRIORITY])
 def test_types_of_a_later_version(client: Grpc, kind: pb.MessageType) -> None:
     client.broker.add_topic("t", "MIXED")
     status = refused(client, message(message_type=kind))
@@ -321,8 +321,11 @@ TYPES = [
     ("DELAY", {"delivery_timestamp": {"seconds": 1}}, True),
     ("NORMAL", {"delivery_timestamp": {"seconds": 1}}, False),
     ("TRANSACTION", {}, False),
+    ("TRANSACTION", {"message_type": pb.TRANSACTION}, True),
+    ("NORMAL", {"message_type": pb.TRANSACTION}, False),
     ("MIXED", {}, True),
     ("MIXED", {"message_group": "g"}, True),
+    ("MIXED", {"message_type": pb.TRANSACTION}, True),
     ("MIXED", {"delivery_timestamp": {"seconds": 1}}, True),
     ("SOMETHING_NEW", {}, False),
 ]

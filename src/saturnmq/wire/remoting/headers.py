@@ -55,6 +55,24 @@ class SendHeaderV2(msgspec.Struct, gc=False, kw_only=True):
     batch: bool | None = field(name="m", default=None)
 
 
+class EndTransactionHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
+    """END_TRANSACTION"""
+
+    producer_group: str
+    tran_state_table_offset: Long
+    commit_log_offset: Long
+    #: bits of sysFlag
+    commit_or_rollback: Int
+    from_transaction_check: bool | None = None
+    topic: str | None = None
+
+
+class ResumeCheckHeader(msgspec.Struct, rename="camel", kw_only=True):
+    """RESUME_CHECK_HALF_MESSAGE"""
+
+    msg_id: str
+
+
 class PullHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     """PULL_MESSAGE, LITE_PULL_MESSAGE"""
 

@@ -16,16 +16,18 @@ from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import ConsumerNotOnline, FlushTimeout, IllegalMessage
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.later import Later, Reply, after, chain
-from saturnmq.kernel.message import Message
+from saturnmq.kernel.message import TRANSACTION_COMMIT, TRANSACTION_ROLLBACK, Message
 from saturnmq.kernel.ports import (
     Boundary,
     BrokerPort,
     ClusterPort,
+    EndTransactionRequest,
     GroupMembers,
     PullRequest,
     PullResult,
     PullStatus,
     RecallRequest,
+    Resolution,
     SendBackRequest,
     SendReceipt,
     SendRequest,
@@ -47,6 +49,7 @@ from saturnmq.wire.remoting.consumers import ConsumerConnection, subscription_da
 from saturnmq.wire.remoting.headers import (
     CommitHeader,
     ConsumerGroupHeader,
+    EndTransactionHeader,
     OffsetHeader,
     PullHeader,
     QueueHeader,
@@ -67,6 +70,8 @@ _V3_4_9 = 121
 COMMIT_OFFSET = 0x1
 SUSPEND = 0x2
 SUBSCRIPTION = 0x4
+
+_RESOLUTIONS = {TRANSACTION_COMMIT: Resolution.COMMIT, TRANSACTION_ROLLBACK: Resolution.ROLLBACK}
 
 _PULL_CODES = {
     PullStatus.FOUND: ResponseCode.SUCCESS,
@@ -223,6 +228,23 @@ class SendRequests:
             broker.recall(request),
             lambda message_id: Response(fields={"msgId": message_id, names.MESSAGE_REGION: region}),
         )
+
+    def end_transaction(self, command: Command, connection: Peer) -> Reply[Response | None]:
+        """What is not decided has no answer, as at Apache's broker: clients send this one-way."""
+        header = msgspec.convert(command.fields, EndTransactionHeader, strict=False)
+        resolution = _RESOLUTIONS.get(header.commit_or_rollback)
+        if resolution is None:
+            return None
+        request = EndTransactionRequest(
+            topic=header.topic or "",
+            producer_group=header.producer_group,
+            half_offset=header.tran_state_table_offset,
+            commit_log_offset=header.commit_log_offset,
+            resolution=resolution,
+            from_check=bool(header.from_transaction_check),
+        )
+        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        return after(broker.end_transaction(request), lambda _: Response())
 
 
 # ------------------------------------------------------------------------------------------------------ pulls
