@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from harness.admin import Admin, AdminError
 from harness.clients import Client, Message
+from harness.forwarder import Forwarder
 from harness.operators import Operator, wait_until
 from harness.remoting import RemotingClient
 from harness.servers import Server, only_saturn
@@ -34,6 +35,34 @@ def test_a_consumer_and_how_far_its_group_has_come(client: Client, admin: Admin,
     assert connection["subscriptionTable"][topic]["subString"] == "a || b"
     done = {"brokerOffset": 3, "consumerOffset": 3, "pullOffset": 3}
     wait_until(lambda: operator.progress(group, topic)[0], lambda queue: queue.items() >= done.items())
+
+
+@only_saturn  # Apache's route leads past the load balancer
+@pytest.mark.parametrize(
+    ("greeting", "told"),
+    [
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1001 8081\r\n", "192.0.2.1:1001"),
+        (
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24" + bytes(15) + b"\1" + bytes(15) + b"\2" + b"\3\xe9\x1f\x91",
+            "[::1]:1001",
+        ),
+    ],
+    ids=["1", "2"],
+)
+@pytest.mark.clients("python", "java")
+def test_a_consumer_behind_a_load_balancer(
+    client: Client, admin: Admin, operator: Operator, server: Server, greeting: bytes, told: str
+) -> None:
+    """It says in HAProxy's PROXY protocol for whom it connects; one client speaks TLS, one does not."""
+    topic, group = admin.create_topic(), admin.create_group()
+    with Forwarder(server.grpc, greeting) as load_balancer:
+        client.endpoints = f"127.0.0.1:{load_balancer.port}"
+        consumer = client.push(group, {topic: "*"})
+        client.producer(topic).send([Message(topic, b"x")])
+        assert len(consumer.take(1)) == 1
+        [member] = operator.connection(group)["connectionSet"]
+        assert member["clientAddr"] == told
+        client.close_all()
 
 
 @only_saturn

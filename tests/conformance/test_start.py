@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from grpc import insecure_channel
 from harness.admin import GET_ROUTEINFO_BY_TOPIC, RemotingConnection
 from harness.clients import Client, ClientProcess, Message
 from harness.pipeline import GET_MAX_OFFSET, SEND_MESSAGE_V2
@@ -23,6 +24,7 @@ from harness.servers import only_saturn
 from saturnmq import __version__
 from saturnmq.net.tls import development_certificate
 from saturnmq.testing.server import LocalServer, ServerError
+from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 #: what `saturnmq local` has imported when it is ready, but for the standard library; `make rewrite` records it anew
 MODULES = ROOT / "tests" / "conformance" / "modules.txt"
@@ -32,6 +34,7 @@ HEAVY = {"email", "http", "logging.config", "multiprocessing", "pydoc", "unittes
 NOT_OTHERS = {"saturnmq", "sitecustomize", "usercustomize"}
 LISTENERS = ("namesrv", "broker", "proxy_remoting", "grpc", "http")
 
+QUERY_ROUTE = "/apache.rocketmq.v2.MessagingService/QueryRoute"
 MOST_IDLE_BYTES = 80 << 20
 
 #: in a process of its own: `saturnmq local` up to the banner, and which modules it has then
@@ -195,6 +198,22 @@ def test_other_hosts(tmp_path: Path, host: str, loopback: str) -> None:
         assert f'"{local.broker}"' in route(local.namesrv, "TBW102")
         assert f'setEndpoints("{local.grpc}")' in local.log()
         send_one(local.broker)
+
+
+def test_both_families_on_one_port(tmp_path: Path) -> None:
+    """`::` is every address, of IPv4 too; routes name the one that was dialled."""
+    with LocalServer("--host", "::", data_dir=tmp_path) as local:
+        for host in ("127.0.0.1", "[::1]"):
+            namesrv, broker, _, grpc, http = (
+                f"{host}:{local.ready[listener].rpartition(':')[2]}" for listener in LISTENERS
+            )
+            assert f'"{broker}"' in route(namesrv, "TBW102")
+            assert get(http, "/readyz") == (200, "ready\n")
+            request = pb.QueryRouteRequest(topic=pb.Resource(name="first")).SerializeToString()
+            with insecure_channel(grpc) as channel:
+                answer = channel.unary_unary(QUERY_ROUTE)(request, metadata=[("x-mq-client-id", "c")], timeout=10)
+            (address,) = pb.QueryRouteResponse.FromString(answer).message_queues[0].broker.endpoints.addresses
+            assert grpc == (f"[{address.host}]" if ":" in host else address.host) + f":{address.port}"
 
 
 def test_advertised_addresses(tmp_path: Path) -> None:

@@ -322,6 +322,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     http2_requests_per_turn: Positive = 256
     #: RST_STREAM, PING, SETTINGS and empty frames from one peer in any 10 s before it is told ENHANCE_YOUR_CALM
     http2_control_frames_per_10s: Positive = 2000
+    #: of one port; at most a fifth of what the process may open (`ulimit -n`): a store needs files
+    max_connections: Positive = 50_000
+    #: of one port, from one address, be it that of a load balancer; 0: no limit
+    max_connections_per_host: Natural = 0
+    #: a load balancer in front may say for whom a connection is (HAProxy's PROXY protocol, 1 and 2), as at Apache's
+    proxy_protocol: bool = True
     #: milliseconds without any request or stream before a connection is closed
     idle_connection_ms: Positive = 120_000
     #: milliseconds from accept to a recognised protocol

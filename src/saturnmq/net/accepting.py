@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.host import Address
@@ -18,6 +19,8 @@ BACKLOG = 1024
 ACCEPTS_PER_TURN = 16
 #: after the process ran out of descriptors
 ACCEPT_AGAIN_MS = 1000
+#: tries to find a port that is free for both families
+PORT_TRIES = 20
 #: a peer that vanished is noticed by TCP: seconds of silence, seconds between probes, probes
 KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
@@ -31,24 +34,25 @@ class Acceptor:
         self._paused = False
 
     async def listen(self, host: str, port: int) -> Address:
-        """Accept connections, on port 0 on any, for an empty host on every address. May be called again. OSError."""
+        """Accept connections, on port 0 on any; for an empty host and for `::` on every address of both families.
+
+        May be called again. Raises OSError.
+        """
         self._loop = asyncio.get_running_loop()
-        flags = socket.AI_PASSIVE
-        found = await self._loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-        bound: list[socket.socket] = []
-        try:
-            for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-                taken = bound[0].getsockname()[1] if bound else port
-                bound.append(_bind(family, (address[0], taken, *address[2:])))
-        except OSError:
-            for listener in bound:
-                listener.close()
-            raise
+        name = None if host in ("", "::") else host
+        found = await self._loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        wanted = sorted(dict.fromkeys((family, address) for family, _, _, _, address in found), reverse=host == "::")
+        for tries in range(PORT_TRIES):
+            try:
+                bound = _bind_all(wanted, port)
+                break
+            except OSError as error:
+                if port or error.errno != errno.EADDRINUSE or tries == PORT_TRIES - 1:
+                    raise
         self._listeners += bound
         if not self._paused:
             self._watch(bound)
-        host, port = bound[0].getsockname()[:2]
-        return Address(host, port)
+        return Address(*bound[0].getsockname()[:2])
 
     def pause(self) -> None:
         """Who comes now waits in the backlog."""
@@ -95,7 +99,21 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
 
-def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
+def _bind_all(wanted: Sequence[tuple[int, tuple[Any, ...]]], port: int) -> list[socket.socket]:
+    """One socket for each family and address, all on one port. Raises OSError."""
+    bound: list[socket.socket] = []
+    try:
+        for family, address in wanted:
+            taken = bound[0].getsockname()[1] if bound else port
+            bound.append(_bind(family, (address[0], taken, *address[2:])))
+    except OSError:
+        for listener in bound:
+            listener.close()
+        raise
+    return bound
+
+
+def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

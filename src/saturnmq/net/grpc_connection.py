@@ -96,6 +96,10 @@ class Traffic:
         )
         self.limits = metrics.counter("saturnmq_grpc_limits_hit_total", "Limits that a gRPC peer hit", ("limit",))
 
+    def limited(self, limit: str) -> None:
+        """A peer hit this field of Limits."""
+        self.limits.add((limit,))
+
 
 class _Body:
     """A request, or the messages of a BIDI call, that do not come as one message in one frame. Owner: the call."""
@@ -222,7 +226,10 @@ class GrpcConnection(asyncio.Protocol):
         traffic: Traffic,
         opened: Callable[[GrpcConnection], None],
         gone: Callable[[GrpcConnection], None],
+        ends: tuple[Address, Address] | None = None,
     ) -> None:
+        """`ends`: the peer and the local address, where they are not the socket's."""
+        self._ends = ends
         self._routes = routes
         self._clock = clock
         self._limits = limits
@@ -257,8 +264,8 @@ class GrpcConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has another class
         self._transport.set_write_buffer_limits(high=self._limits.connection_write_buffer_bytes)
-        self.peer = _address(transport.get_extra_info("peername"))
-        self.local = _address(transport.get_extra_info("sockname"))
+        socket_ends = _address(transport.get_extra_info("peername")), _address(transport.get_extra_info("sockname"))
+        self.peer, self.local = self._ends or socket_ends
         self._traffic.connections.add()
         self._traffic.connections_opened.add()
         self._opened(self)
@@ -423,7 +430,7 @@ class GrpcConnection(asyncio.Protocol):
             messages = self._read(call, data)
         except GrpcError as error:
             if error.limit:
-                self._traffic.limits.add((error.limit,))
+                self._traffic.limited(error.limit)
             self._end_call(call, error.status, error.message)
             return
         if call._method.kind == Kind.BIDI:
@@ -512,7 +519,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_rejected(self, event: Rejected) -> None:
         if event.limit:
-            self._traffic.limits.add((event.limit,))
+            self._traffic.limited(event.limit)
         else:
             self._traffic.protocol_errors.add((event.code.name,))
 
@@ -742,7 +749,7 @@ class GrpcConnection(asyncio.Protocol):
         log.warning("closed the connection of %s: %s", self.peer, error)
         if isinstance(error, Http2Error):
             if error.limit:
-                self._traffic.limits.add((error.limit,))
+                self._traffic.limited(error.limit)
             else:
                 self._traffic.protocol_errors.add((error.code.name,))
         self._cancel_all()

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Mapping
+from functools import partial
 
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import Limits
@@ -14,6 +15,7 @@ from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.net.accepting import Acceptor
 from saturnmq.net.grpc_connection import Call, GrpcConnection, Kind, Method, Route, Traffic
+from saturnmq.net.newcomers import Newcomer, Newcomers
 from saturnmq.wire.grpc import GrpcError, GrpcStatus
 
 __all__ = ["Call", "GrpcError", "GrpcServer", "GrpcStatus", "Kind", "Method"]
@@ -29,7 +31,7 @@ LAST_WORDS_MS = 1000
 
 
 class GrpcServer:
-    """Owner of its listeners, of the sockets that have not said yet what they speak, and of the connections."""
+    """Owner of its listeners, of TLS handshakes, and of the connections."""
 
     def __init__(
         self,
@@ -46,8 +48,9 @@ class GrpcServer:
         self._traffic = Traffic(metrics)
         self._ssl_context = ssl_context
         self._acceptor = Acceptor(clock, self.adopt)
-        #: accepted, silent so far: its peer, and when we give up
-        self._silent: dict[socket.socket, tuple[Address, int]] = {}
+        self._newcomers = Newcomers(
+            clock, limits, limits.handshake_ms, self._take, self._too_silent, self._traffic.limited
+        )
         self._handshakes: set[asyncio.Task[None]] = set()
         self._connections: set[GrpcConnection] = set()
         self._sweep_timer: Timer | None = None
@@ -58,12 +61,15 @@ class GrpcServer:
         """Accept connections, see `Acceptor.listen`. May be called again. Raises OSError."""
         return await self._acceptor.listen(host, port)
 
+    def adopt(self, accepted: socket.socket, peer: Address) -> None:
+        """Serve a connection, however it was accepted."""
+        self._newcomers.enter(accepted, peer)
+
     async def close(self, drain_ms: int) -> None:
         """Accept no more, say GOAWAY, finish what runs for at most `drain_ms`, then end what is left as UNAVAILABLE."""
         self._closing = True
         self._acceptor.close()
-        for silent in list(self._silent):
-            self._give_up(silent)
+        self._newcomers.close()
         for handshake in self._handshakes:
             handshake.cancel()
         await asyncio.gather(*self._handshakes, return_exceptions=True)
@@ -89,63 +95,47 @@ class GrpcServer:
 
     # -- from accept to a protocol
 
-    def adopt(self, accepted: socket.socket, peer: Address) -> None:
-        """Serve a connection, however it was accepted."""
-        self._loop = asyncio.get_running_loop()
+    def _take(self, newcomer: Newcomer, first: bytes) -> None:
+        """The first byte says whether it is TLS."""
         self._plan_sweep()
-        self._silent[accepted] = peer, self._clock.steady_ms() + self._limits.handshake_ms
-        self._loop.add_reader(accepted, self._peek, accepted)
-
-    def _peek(self, accepted: socket.socket) -> None:
-        """The first byte says whether it is TLS. It stays in the socket: TLS that starts after reading hangs."""
-        try:
-            first = accepted.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            first = b""
-        if not first:  # came and went, as health checks do
-            self._give_up(accepted)
-            return
-        peer = self._silent[accepted][0]
         wants_tls = first == TLS_HANDSHAKE
         if wants_tls and self._ssl_context is None:
-            log.warning("closed the connection of %s: it wants TLS, which is not configured", peer)
-            self._give_up(accepted)
+            log.warning("closed the connection of %s: it wants TLS, which is not configured", newcomer.peer)
+            newcomer.socket.close()
+            self._newcomers.left(newcomer)
             return
-        del self._silent[accepted]
-        self._loop.remove_reader(accepted)
-        greeting = self._greet(accepted, peer, self._ssl_context if wants_tls else None)
-        handshake = self._loop.create_task(greeting, name=f"grpc handshake with {peer}")
+        adoption = self._adopt(newcomer, self._ssl_context if wants_tls else None)
+        handshake = asyncio.get_running_loop().create_task(adoption, name=f"grpc handshake with {newcomer.peer}")
         self._handshakes.add(handshake)
         handshake.add_done_callback(self._handshakes.discard)
 
-    async def _greet(self, accepted: socket.socket, peer: Address, context: ssl.SSLContext | None) -> None:
+    async def _adopt(self, newcomer: Newcomer, context: ssl.SSLContext | None) -> None:
+        handshake_s = None if context is None else self._limits.handshake_ms / 1000
         try:
-            if context is None:
-                await self._loop.connect_accepted_socket(self._connection, accepted)
-            else:
-                await self._loop.connect_accepted_socket(
-                    self._connection, accepted, ssl=context, ssl_handshake_timeout=self._limits.handshake_ms / 1000
-                )
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(self._connection, newcomer), newcomer.socket, ssl=context, ssl_handshake_timeout=handshake_s
+            )
         except (OSError, TimeoutError) as error:
-            log.warning("closed the connection of %s: TLS: %s", peer, error or type(error).__name__)
-            accepted.close()
+            log.warning("closed the connection of %s: TLS: %s", newcomer.peer, error or type(error).__name__)
+            newcomer.socket.close()
+            self._newcomers.left(newcomer)
 
-    def _connection(self) -> GrpcConnection:
-        return GrpcConnection(self._routes, self._clock, self._limits, self._traffic, self._opened, self._gone)
+    def _connection(self, newcomer: Newcomer) -> GrpcConnection:
+        gone = partial(self._gone, newcomer)
+        ends = newcomer.peer, newcomer.local
+        return GrpcConnection(self._routes, self._clock, self._limits, self._traffic, self._opened, gone, ends)
 
-    def _give_up(self, accepted: socket.socket) -> None:
-        del self._silent[accepted]
-        self._loop.remove_reader(accepted)
-        accepted.close()
+    def _too_silent(self, newcomer: Newcomer) -> None:
+        log.warning("closed the connection of %s: it said nothing in %d ms", newcomer.peer, self._limits.handshake_ms)
+        self._traffic.limited("handshake_ms")
 
     def _opened(self, connection: GrpcConnection) -> None:
         self._connections.add(connection)
         if self._closing:  # its handshake ended just now
             connection.abort()
 
-    def _gone(self, connection: GrpcConnection) -> None:
+    def _gone(self, newcomer: Newcomer, connection: GrpcConnection) -> None:
+        self._newcomers.left(newcomer)
         self._connections.discard(connection)
         if self._closing and not self._connections:
             self._all_gone.set()
@@ -160,14 +150,9 @@ class GrpcServer:
     def _sweep(self) -> None:
         self._sweep_timer = None
         now_ms = self._clock.steady_ms()
-        for silent, (peer, until_ms) in list(self._silent.items()):
-            if now_ms >= until_ms:
-                log.warning("closed the connection of %s: it said nothing in %d ms", peer, self._limits.handshake_ms)
-                self._traffic.limits.add(("handshake_ms",))
-                self._give_up(silent)
         for connection in list(self._connections):
             connection.sweep(now_ms)
-        if self._silent or self._handshakes or self._connections:
+        if self._handshakes or self._connections:
             self._plan_sweep()
 
 

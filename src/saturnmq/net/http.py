@@ -36,7 +36,8 @@ class HttpServer:
     def bind(self, host: str, port: int) -> Address:
         """Raises OSError when the port is taken."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        self._socket = socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=both)
         return Address(*self._socket.getsockname()[:2])
 
     def start(self) -> None:

@@ -61,7 +61,10 @@ class RemotingConnection(asyncio.Protocol):
         traffic: Traffic,
         opened: Callable[[RemotingConnection], None],
         closed: Callable[[RemotingConnection], None],
+        ends: tuple[Address, Address] | None = None,
     ) -> None:
+        """`ends`: the peer and the local address, where they are not the socket's."""
+        self._ends = ends
         #: called once, when the connection is gone
         self.on_close: list[Callable[[], None]] = []
         #: what the faces of this server keep per connection, by their own keys
@@ -159,8 +162,8 @@ class RemotingConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_BEHIND_BYTES)
-        self.peer = _address(transport.get_extra_info("peername"))
-        self.local = _address(transport.get_extra_info("sockname"))
+        socket_ends = _address(transport.get_extra_info("peername")), _address(transport.get_extra_info("sockname"))
+        self.peer, self.local = self._ends or socket_ends
         self._traffic.connected(1)
         self._active_ms = self._clock.steady_ms()
         self._watch_idleness()

@@ -6,18 +6,24 @@ import asyncio
 import logging
 import socket
 from collections.abc import Mapping
+from functools import partial
+
+import msgspec
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.net.accepting import Acceptor
+from saturnmq.net.newcomers import Newcomer, Newcomers
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.net.remoting_traffic import Traffic
 
 __all__ = ["Handler", "RemotingConnection", "RemotingServer"]
 
 log = logging.getLogger(__name__)
+
+SETTINGS = {field.name: field.encode_name for field in msgspec.structs.fields(Limits)}
 
 
 class RemotingServer:
@@ -29,39 +35,54 @@ class RemotingServer:
         self._handlers = handlers
         self._clock = clock
         self._traffic = Traffic(metrics, name, clock, limits)
+        # Java's clients open a connection to each NameServer and keep it until they need it
+        silent_ms = limits.idle_connection_ms
         self._acceptor = Acceptor(clock, self.adopt)
-        #: on their way from a socket to a connection
+        self._newcomers = Newcomers(clock, limits, silent_ms, self._take, self._too_silent, self._limited)
         self._adoptions: set[asyncio.Task[None]] = set()
         self._connections: set[RemotingConnection] = set()
         self._closing = False
         self._all_gone = asyncio.Event()
 
     async def listen(self, host: str, port: int) -> Address:
-        """Accept connections, on port 0 on any. May be called again for another port. Raises OSError."""
+        """Accept connections, see `Acceptor.listen`. May be called again. Raises OSError."""
         return await self._acceptor.listen(host, port)
 
     def adopt(self, accepted: socket.socket, peer: Address) -> None:
         """Serve a connection, however it was accepted."""
-        adoption = asyncio.get_running_loop().create_task(self._adopt(accepted, peer), name=f"connection of {peer}")
+        self._newcomers.enter(accepted, peer)
+
+    def _take(self, newcomer: Newcomer, first: bytes) -> None:
+        adoption = asyncio.get_running_loop().create_task(self._adopt(newcomer), name=f"remoting with {newcomer.peer}")
         self._adoptions.add(adoption)
         adoption.add_done_callback(self._adoptions.discard)
 
-    async def _adopt(self, accepted: socket.socket, peer: Address) -> None:
+    async def _adopt(self, newcomer: Newcomer) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self.connection, accepted)
+            make = partial(self._connection, newcomer)
+            await asyncio.get_running_loop().connect_accepted_socket(make, newcomer.socket)
         except OSError as error:
-            log.debug("lost the connection of %s: %s", peer, error)
-            accepted.close()
+            log.warning("lost the connection of %s: %s", newcomer.peer, error)
+            self._newcomers.left(newcomer)
 
-    def connection(self) -> RemotingConnection:
-        """The protocol of a new connection."""
-        return RemotingConnection(self._handlers, self._clock, self._traffic, self._opened, self._gone)
+    def _connection(self, newcomer: Newcomer) -> RemotingConnection:
+        gone = partial(self._gone, newcomer)
+        ends = newcomer.peer, newcomer.local
+        return RemotingConnection(self._handlers, self._clock, self._traffic, self._opened, gone, ends)
+
+    def _too_silent(self, newcomer: Newcomer) -> None:
+        log.debug("%s: closed the idle connection of %s", self._traffic.name, newcomer.peer)
+
+    def _limited(self, limit: str) -> None:
+        self._traffic.limited(SETTINGS[limit])
 
     async def close(self, drain_ms: int) -> None:
         """Accept no more, and answer what waits and what was sent already. After `drain_ms` cut off who is left."""
         self._closing = True
         self._acceptor.close()
-        await asyncio.gather(*self._adoptions)
+        self._newcomers.close()
+        if self._adoptions:
+            await asyncio.gather(*self._adoptions)
         for connection in list(self._connections):
             connection.drain()
         if self._connections:
@@ -78,7 +99,8 @@ class RemotingServer:
             connection.abort()
         self._connections.add(connection)
 
-    def _gone(self, connection: RemotingConnection) -> None:
+    def _gone(self, newcomer: Newcomer, connection: RemotingConnection) -> None:
+        self._newcomers.left(newcomer)
         self._connections.discard(connection)
         if self._closing and not self._connections:
             self._all_gone.set()

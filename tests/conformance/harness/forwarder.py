@@ -1,4 +1,4 @@
-"""A port that leads to another port, as a container's published port does."""
+"""A port that leads to another port, as a container's published port does, or a load balancer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ CHUNK_BYTES = 64 * 1024
 class Forwarder:
     """Accepts on a free port and copies both ways to `target`; counts what clients sent through it.
 
+    A load balancer says `greeting` before the client's first byte.
     Lives in a thread with an event loop of its own; use it in a `with` statement.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, greeting: bytes = b"") -> None:
+        self._greeting = greeting
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._loop = asyncio.new_event_loop()
@@ -52,6 +54,7 @@ class Forwarder:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         onward_reader, onward_writer = await asyncio.open_connection(*self._target)
+        onward_writer.write(self._greeting)
         for source, sink, counted in ((reader, onward_writer, True), (onward_reader, writer, False)):
             copy = asyncio.create_task(self._copy(source, sink, counted=counted), name="forwarder copy")
             self._copies.add(copy)

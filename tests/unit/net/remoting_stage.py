@@ -39,7 +39,7 @@ def both_loops(request: pytest.FixtureRequest) -> Runner:
 class Stage:
     """A server with these handlers, and what it takes to talk to it."""
 
-    def __init__(self, handlers: Mapping[int, Handler] | None = None, **limits: int) -> None:
+    def __init__(self, handlers: Mapping[int, Handler] | None = None, **limits: Any) -> None:
         self.clock = LoopClock(asyncio.get_running_loop())
         self.metrics = Metrics()
         self.limits = Limits(**limits)

@@ -143,7 +143,7 @@ def server(request: pytest.FixtureRequest, tls_directory: Path) -> Iterator[Serv
 def make_server() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def make(context: ssl.SSLContext | None = None, **limits: int) -> Server:
+    def make(context: ssl.SSLContext | None = None, **limits: Any) -> Server:
         servers.append(Server(uvloop.new_event_loop(), Limits(**limits), context))
         return servers[-1]
 
@@ -442,7 +442,7 @@ def test_close_ends_what_does_not_end_by_itself(server: Server) -> None:
         call = channel.unary_unary("/t.T/Never").future(b"", timeout=WAIT_S)
         server.wait_until(lambda: len(server.service.waiting) == 1)
         with server.connect() as silent:
-            server.wait_until(lambda: bool(server.server._silent))
+            server.wait_until(lambda: bool(server.server._newcomers.silent))
             server.close(drain_ms=50)
             assert read_all(silent) == b""
         assert call.code() == grpc.StatusCode.UNAVAILABLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from remoting_stage import Peer, Runner, Stage, both_loops, echo  # noqa: F401 - a fixture
@@ -265,7 +266,7 @@ class SlowTransport(asyncio.Transport):
 class SlowPeers:
     """Connections of one port whose peers read only when the test says so."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.clock, self.metrics = VirtualClock(), Metrics()
         self.traffic = Traffic(self.metrics, "stage", self.clock, Limits(**limits))
 
@@ -387,7 +388,8 @@ def test_who_understands_it_is_sent_elsewhere_when_the_server_stops(run: Runner,
                 peer.send(Command(11, 1))
             await park.wait_for(2)
             closing = asyncio.create_task(stage.server.close(60_000))
-            await asyncio.sleep(0)
+            for _ in range(5):  # turns of the loop, in which it begins to close
+                await asyncio.sleep(0)
             new.send(Command(code, 2, version=NEW), Command(15, 3, ONE_WAY, version=NEW), Command(310, 4, version=NEW))
             for opaque in (2, 4):
                 answer = await new.receive()
@@ -416,6 +418,8 @@ def test_a_peer_that_goes_on_asking_does_not_hold_up_a_stop(run: Runner) -> None
     async def main() -> None:
         async with Stage({310: echo}) as stage:
             peer = await stage.dial()
+            peer.send(Command(310, 0))
+            await peer.receive()
             closing = asyncio.create_task(stage.server.close(1_000))
             refused = 0
             while not closing.done():

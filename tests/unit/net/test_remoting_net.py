@@ -38,6 +38,20 @@ def test_answers_come_in_order_and_in_the_encoding_of_the_question(run: Runner, 
     run(main())
 
 
+def test_who_comes_through_a_load_balancer(run: Runner) -> None:
+    def ends(command: Command, connection: RemotingConnection) -> Response:
+        return Response(remark=f"{connection.peer} {connection.local}")
+
+    async def main() -> None:
+        async with Stage({1: ends}) as stage:
+            peer = await stage.dial()
+            peer.writer.write(b"PROXY TCP6 2001:db8::1 ::1 1001 9876\r\n")
+            peer.send(Command(1, 1))
+            assert (await peer.receive()).remark == "[2001:db8::1]:1001 [::1]:9876"
+
+    run(main())
+
+
 def test_one_request_s_error_is_nobody_else_s(run: Runner, caplog: pytest.LogCaptureFixture) -> None:
     def missing(command: Command, connection: RemotingConnection) -> Response:
         raise TopicNotFound("no topic x: create it")
