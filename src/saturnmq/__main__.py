@@ -20,7 +20,7 @@ PORTS = {
     "broker": "Broker, Remoting (default 10911); its VIP port is two less",
     "proxy_remoting": "Proxy, Remoting (default 8080)",
     "grpc": "Proxy, gRPC with TLS or without (default 8081)",
-    "http": "/healthz, /readyz and /metrics (default 5557; 5558 of a NameServer)",
+    "http": "/healthz, /readyz and /metrics (default 5557; 5558 of a NameServer, 5559 of a Proxy)",
 }
 EPILOG = "Of an option given twice the last one wins."
 
@@ -52,6 +52,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     given["ports"] = {name: given.pop(f"{name}_port") for name in PORTS if f"{name}_port" in given}
     if namesrv := given.pop("namesrv", None):
         given["settings"] = [*given["settings"], f"namesrvAddr={namesrv}"]
+    if mode := given.pop("proxyMode", None):
+        given["settings"] = [*given["settings"], f"proxyMode={mode}"]
     return command, given
 
 
@@ -70,6 +72,7 @@ def _parser() -> ArgumentParser:
         "--dev", action="store_true", help="for a laptop: ASYNC_FLUSH, and topics and groups are created on first use"
     )
     _add_advertise(local)
+    _add_proxy_config(local)
     _add_common(local)
 
     namesrv = command("namesrv", "A NameServer: which broker has which topic.")
@@ -82,15 +85,24 @@ def _parser() -> ArgumentParser:
     _add_common(namesrv)
 
     broker = command("broker", "A Broker: stores messages, serves Remoting clients and Proxies.")
-    broker.add_argument(
-        "-n", "--namesrv", "--namesrvAddr", metavar="HOST:PORT[;…]", help="NameServers to register with ($NAMESRV_ADDR)"
-    )
+    _add_namesrv(broker, "NameServers to register with")
     _add_store(broker)
     _add_ports(broker, "broker", short="--port")
     _add_ports(broker, "http")
     _add_advertise(broker)
     _add_print_config(broker)
     _add_common(broker)
+
+    proxy = command("proxy", "A Proxy over Brokers, ours or Apache's: serves gRPC clients, and keeps nothing.")
+    _add_namesrv(proxy, "NameServers that know the Brokers")
+    proxy.add_argument("--data-dir", type=Path, metavar="DIR", help="for the self-signed certificate, ./saturnmq-data")
+    _add_proxy_config(proxy)
+    proxy.add_argument("-pm", "--proxyMode", metavar="CLUSTER", help="taken for Apache's sake; Local mode is `local`")
+    _add_ports(proxy, "grpc", short="--port")
+    _add_ports(proxy, "http")
+    _add_advertise(proxy)
+    _add_print_config(proxy)
+    _add_common(proxy)
 
     command("admin", "Look into the files of a store, or check all of them: `saturnmq admin --help`.")
     command("version", "Print the version.")
@@ -106,6 +118,16 @@ def _add_common(parser: ArgumentParser) -> None:
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
         help="any setting by its Apache name; wins over the file; repeatable",
     )  # fmt: skip
+
+
+def _add_namesrv(parser: ArgumentParser, purpose: str) -> None:
+    parser.add_argument("-n", "--namesrv", "--namesrvAddr", metavar="HOST:PORT[;…]", help=f"{purpose} ($NAMESRV_ADDR)")
+
+
+def _add_proxy_config(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "-pc", "--proxyConfigPath", dest="proxy_config", type=Path, metavar="FILE", help="Apache's rmq-proxy.json"
+    )
 
 
 def _add_store(parser: ArgumentParser) -> None:

@@ -62,7 +62,7 @@ class Acks:
         """
         return self._change(delivery, invisible_ms, renews=False)
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[None]:
+    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged | None]:
         """Hide it for `invisible_ms` from now on; the handle stays good. Raises as `change_invisible`."""
         return after(self._change(delivery, invisible_ms, renews=True), lambda _: None)
 

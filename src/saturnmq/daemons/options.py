@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,16 @@ import msgspec
 from saturnmq.kernel import configfile
 from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig
+from saturnmq.kernel.errors import ProtocolError
 from saturnmq.kernel.host import Address
+from saturnmq.wire.remoting import json
 
 logger = logging.getLogger("saturnmq")
 
 #: listeners that may be advertised under another address
 ADVERTISED = ("grpc", "broker", "proxy-remoting")
+#: in JSON, where it is not in a string
+_COMMENT = re.compile(r'(?P<string>"(?:[^"\\]|\\.)*")|/\*.*?\*/|//[^\n]*', re.DOTALL)
 #: one word for the whole loose bundle
 DEV_SETTINGS = {"flushDiskType": "ASYNC_FLUSH", "devAutoCreate": "true"}
 
@@ -33,6 +38,8 @@ class Options:
     host: str = "127.0.0.1"
     #: by listener; None is the setting's, 0 any free port
     ports: Mapping[str, int | None] = field(default_factory=dict)
+    #: rmq-proxy.json
+    proxy_config: Path | None = None
     data_dir: Path | None = None
     dev: bool = False
     #: `[listener=]host[:port]`
@@ -47,11 +54,14 @@ class Options:
         Raises IllegalConfig.
         """
         values: dict[str, str] = {}
-        if self.config is not None:
-            try:
-                values |= configfile.parse_properties(self.config.read_text(errors="replace"))
-            except OSError as error:
-                raise IllegalConfig(f"the file {self.config} cannot be read: {error.strerror}") from error
+        for path, parse in ((self.config, configfile.parse_properties), (self.proxy_config, _parse_json)):
+            if path is not None:
+                try:
+                    values |= parse(path.read_text(errors="replace"))
+                except OSError as error:
+                    raise IllegalConfig(f"the file {path} cannot be read: {error.strerror}") from error
+                except ProtocolError as error:
+                    raise IllegalConfig(f"the file {path} is no JSON: {error}") from error
         values |= configfile.from_environment(os.environ, *structs)
         if self.dev:
             values |= DEV_SETTINGS
@@ -86,6 +96,18 @@ class Options:
             if name in ("", listener):
                 found = address
         return found
+
+
+def _parse_json(text: str) -> dict[str, str]:
+    """Settings as fastjson reads them, with comments. Raises ProtocolError."""
+    settings = json.parse(_COMMENT.sub(lambda found: found["string"] or " ", text).encode())
+    if not isinstance(settings, dict):
+        raise ProtocolError("it holds no object of settings")
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in settings.items()
+        if value is not None
+    }
 
 
 def _address(text: str) -> Address:

@@ -20,12 +20,11 @@ import msgspec
 from saturnmq.broker import remoting as broker_remoting
 from saturnmq.broker.broker import Broker as BrokerRoom
 from saturnmq.broker.registration import RemoteNameServers, keep_order
-from saturnmq.broker.routes import RemoteRoutes
 from saturnmq.daemons.options import Options
 from saturnmq.disk.real import RealDisk
 from saturnmq.disk.settingsfile import SettingsFile
 from saturnmq.kernel import configfile
-from saturnmq.kernel.config import BrokerConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
+from saturnmq.kernel.config import BrokerConfig, ClusterConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig
 from saturnmq.kernel.host import Address, pack
 from saturnmq.kernel.metrics import Metrics
@@ -36,12 +35,15 @@ from saturnmq.net.addresses import reachable_host
 from saturnmq.net.clock import LoopClock
 from saturnmq.net.grpc_server import GrpcServer
 from saturnmq.net.http import HttpServer
+from saturnmq.net.lookups import Kept
+from saturnmq.net.nameservers import NameServers, RemoteRoutes
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.net.remoting_server import RemotingServer
 from saturnmq.net.tasks import ThreadBackground, wait_reply
 from saturnmq.net.tls import server_context
 from saturnmq.proxy import grpc as proxy_grpc
-from saturnmq.proxy.proxy import Proxy
+from saturnmq.proxy.cluster import Cluster
+from saturnmq.proxy.proxy import Proxy as ProxyRoom
 from saturnmq.store.store import Store
 
 logger = logging.getLogger("saturnmq")
@@ -51,8 +53,9 @@ DRAIN_MS = 5_000
 DEFAULT_DATA_DIR = "saturnmq-data"
 DEFAULT_NAMESRV_PORT = 9876
 DEFAULT_HTTP_PORT = 5557
-#: another one than the broker's, which may run beside it
+#: others than the broker's, which may run beside them
 DEFAULT_NAMESRV_HTTP_PORT = 5558
+DEFAULT_PROXY_HTTP_PORT = 5559
 LISTEN_ADVICE = {
     errno.EADDRINUSE: "stop what uses it, or choose another port ({flag}; 0 takes a free one)",
     errno.EACCES: "ports below 1024 are for root, choose another one ({flag})",
@@ -100,16 +103,50 @@ class Daemon:
         wanted = self._wanted("http", default_port)
         self.http = HttpServer(
             self.metrics,
-            lambda: "" if self.ready else "the server starts or stops",
+            lambda: self.trouble() if self.ready else "the server starts or stops",
             self.clock.advance if self.options.test_clock else None,
         )
         self.opened.push_async_callback(self.http.close)
         with _explained("http", wanted):
             self.endpoints["http"] = self.http.bind(wanted.host, wanted.port)
 
+    def trouble(self) -> str:
+        """Why clients had better go elsewhere; empty: they are welcome."""
+        return ""
+
+    def grpc_server(self, proxy: ProxyRoom, data_dir: Path) -> GrpcServer:
+        config = proxy.config
+        try:
+            methods = proxy_grpc.methods(proxy)
+        except ValueError as error:
+            raise IllegalConfig(f"advertise = {config.advertise!r} cannot be used: {error}") from error
+        try:
+            context = server_context(data_dir / "tls", config.tls_cert_path, config.tls_key_path)
+        except OSError as error:
+            named = config.tls_cert_path or f"in {data_dir / 'tls'}"
+            raise StartError(f"the TLS certificate {named} cannot be used: {error}") from error
+        return GrpcServer(methods, self.clock, self.limits, self.metrics, context)
+
+    def proxy_config(self) -> ProxyConfig:
+        config = configfile.convert(self.values, ProxyConfig)
+        if advertised := self.options.advertised("grpc"):
+            return msgspec.structs.replace(config, advertise=str(advertised))
+        return config
+
     def _wanted(self, listener: str, default_port: int) -> Address:
         given = self.options.ports.get(listener)
         return Address(self.options.host, default_port if given is None else given)
+
+    def name_servers(self) -> list[Address]:
+        """Those that this process belongs to. Raises IllegalConfig."""
+        named = self.values.get("namesrvAddr") or os.environ.get("NAMESRV_ADDR", "")
+        try:
+            addresses = [Address.parse(text) for text in named.split(";") if text.strip()]
+        except ValueError as error:
+            raise IllegalConfig(f"namesrvAddr = {named!r} cannot be used: {error}") from error
+        if not addresses:
+            raise IllegalConfig("no NameServer is named: use -n host:port, or namesrvAddr in the file")
+        return addresses
 
     def name_server(self, data_dir: Path) -> NameServer:
         """With its KV configs, and with the settings that were changed while it ran last. Raises StartError,
@@ -174,21 +211,15 @@ class Broker(Daemon):
     configs: tuple[type[msgspec.Struct], ...] = (BrokerConfig, StoreConfig, Limits)
 
     async def start(self) -> None:
-        named = self.values.get("namesrvAddr") or os.environ.get("NAMESRV_ADDR", "")
-        try:
-            addresses = [Address.parse(text) for text in named.split(";") if text.strip()]
-        except ValueError as error:
-            raise IllegalConfig(f"namesrvAddr = {named!r} cannot be used: {error}") from error
-        if not addresses:
-            raise IllegalConfig("no NameServer is named: use -n host:port, or namesrvAddr in the file")
+        addresses = self.name_servers()
         self.bind_http()
         client = RemotingClient(self.clock, self.limits, self.metrics)
         self.opened.push_async_callback(client.close)
         await self.start_broker()
         names = RemoteNameServers(client, addresses, self.broker.config.broker_id, self.clock)
         names.on_order_topics = partial(keep_order, self.broker.topics)
-        keep_ms = self.broker.config.load_balance_poll_name_server_interval
-        self.broker.assignments.routes = RemoteRoutes(client, addresses, self.clock, keep_ms)
+        kept = Kept(fresh_ms=self.broker.config.load_balance_poll_name_server_interval)
+        self.broker.assignments.routes = RemoteRoutes(NameServers(client, addresses), self.clock, kept)
         self.broker.register(names, self.registered_address())
         self.opened.callback(self.broker.leave)  # before anybody is sent away
         await self.listen_vip()
@@ -283,9 +314,7 @@ class Local(Broker):
     async def start(self) -> None:
         if self.values.get("namesrvAddr"):
             logger.warning("namesrvAddr has no effect: Local mode is its own NameServer")
-        config = configfile.convert(self.values, ProxyConfig)
-        if advertised := self.options.advertised("grpc"):
-            config = msgspec.structs.replace(config, advertise=str(advertised))
+        config = self.proxy_config()
         self.bind_http()
         await self.start_broker()
         name_server = self.name_server(self.data_dir)
@@ -303,9 +332,9 @@ class Local(Broker):
         remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")
         await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
 
-        self.proxy = Proxy({self.broker.name: self.broker}, self.broker, routes, config, self.clock)
+        self.proxy = ProxyRoom({self.broker.name: self.broker}, self.broker, routes, config, self.clock)
         self.opened.callback(self.proxy.close)
-        await self.listen("grpc", self._grpc_server(self.proxy), config.grpc_server_port)
+        await self.listen("grpc", self.grpc_server(self.proxy, self.data_dir), config.grpc_server_port)
         await self.listen_vip()
 
     def _one_port(self, dialled: Address) -> Address:
@@ -313,19 +342,37 @@ class Local(Broker):
         advertised = self.options.advertised("proxy-remoting")
         return Address(advertised.host, advertised.port or dialled.port) if advertised else dialled
 
-    def _grpc_server(self, proxy: Proxy) -> GrpcServer:
-        config = proxy.config
-        try:
-            methods = proxy_grpc.methods(proxy)
-        except ValueError as error:
-            raise IllegalConfig(f"advertise = {config.advertise!r} cannot be used: {error}") from error
-        try:
-            context = server_context(self.data_dir / "tls", config.tls_cert_path, config.tls_key_path)
-        except OSError as error:
-            named = config.tls_cert_path or f"in {self.data_dir / 'tls'}"
-            raise StartError(f"the TLS certificate {named} cannot be used: {error}") from error
-        return GrpcServer(methods, self.clock, self.limits, self.metrics, context)
+
+class Proxy(Daemon):
+    """`saturnmq proxy`"""
+
+    name = "Proxy"
+    configs = (ProxyConfig, ClusterConfig, Limits)
+
+    async def start(self) -> None:
+        addresses, config = self.name_servers(), self.proxy_config()
+        cluster_config = configfile.convert(self.values, ClusterConfig)
+        self.bind_http(DEFAULT_PROXY_HTTP_PORT)
+        names, sends, others = (self._client(name) for name in ("namesrv", "sends", "brokers"))
+        self.cluster = Cluster(
+            NameServers(names, addresses), sends, others, cluster_config, self.clock, random=randrange
+        )
+        self.opened.callback(self.cluster.close)
+        await wait_reply(self.cluster.start())
+        self.proxy = ProxyRoom(self.cluster.brokers, self.cluster, self.cluster, config, self.clock)
+        self.opened.callback(self.proxy.close)
+        self.opened.push_async_callback(self.close_servers)
+        self.data_dir = (self.options.data_dir or Path(DEFAULT_DATA_DIR)).absolute()
+        await self.listen("grpc", self.grpc_server(self.proxy, self.data_dir), config.grpc_server_port)
+
+    def trouble(self) -> str:
+        return self.cluster.trouble()
+
+    def _client(self, name: str) -> RemotingClient:
+        client = RemotingClient(self.clock, self.limits, self.metrics, name=f"proxy-{name}")
+        self.opened.push_async_callback(client.close)
+        return client
 
 
 #: by command
-DAEMONS: Mapping[str, type[Daemon]] = {"local": Local, "namesrv": Namesrv, "broker": Broker}
+DAEMONS: Mapping[str, type[Daemon]] = {"local": Local, "namesrv": Namesrv, "broker": Broker, "proxy": Proxy}

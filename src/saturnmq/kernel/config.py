@@ -241,6 +241,29 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     tls_key_path: str = ""
 
 
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """How a Proxy of its own finds and treats its brokers (proxy/config/ProxyConfig.java)."""
+
+    #: `host:port;host:port`
+    namesrv_addr: str = ""
+    proxy_mode: Literal["CLUSTER", "cluster"] = "CLUSTER"
+    #: where the topic is that Proxies tell each other of their clients in
+    rocket_mq_cluster_name: str = msgspec.field(default="DefaultCluster", name="rocketMQClusterName")
+    #: empty: rocketMQClusterName
+    heartbeat_syncer_topic_cluster_name: str = ""
+    heartbeat_syncer_topic_name: str = "DefaultHeartBeatSyncerTopic"
+    #: seconds until a route is asked for again, and until it is no longer used
+    topic_route_service_cache_refresh_seconds: Positive = 20
+    topic_route_service_cache_expired_seconds: Positive = 300
+    topic_route_service_cache_max_num: Positive = 20_000
+    topic_config_cache_refresh_seconds: Positive = 20
+    topic_config_cache_expired_seconds: Positive = 300
+    topic_config_cache_max_num: Positive = 20_000
+    subscription_group_config_cache_refresh_seconds: Positive = 20
+    subscription_group_config_cache_expired_seconds: Positive = 300
+    subscription_group_config_cache_max_num: Positive = 20_000
+
+
 class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """common/namesrv/NamesrvConfig.java"""
 

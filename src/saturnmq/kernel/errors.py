@@ -177,3 +177,7 @@ class RequestTimeout(SaturnError):
 
 class ConnectionLost(SaturnError):
     """Another process cannot be reached, or went away before it answered."""
+
+
+class Unreachable(ConnectionLost):
+    """Another process cannot be reached: it was not even asked."""

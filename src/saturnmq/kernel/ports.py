@@ -378,8 +378,9 @@ class BrokerPort(Protocol):
         """Hide it for `invisible_ms` from now on. The old handle is no longer good."""
         ...
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[None]:
-        """Hide it for `invisible_ms` from now on. The handle that the client holds stays good."""
+    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged | None]:
+        """Hide it for `invisible_ms` from now on. The handle that the client holds stays good; a broker that cannot do
+        that (Apache's) answers what another one says instead."""
         ...
 
     def notify(self, request: PopRequest) -> Reply[Notice]:

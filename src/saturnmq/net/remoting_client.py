@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.config import Limits
-from saturnmq.kernel.errors import ConnectionLost
+from saturnmq.kernel.errors import Unreachable
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later
 from saturnmq.kernel.metrics import Metrics
@@ -44,7 +44,7 @@ class RemotingClient:
     def request(
         self, address: Address, code: int, fields: Mapping[str, str], body: bytes, timeout_ms: int
     ) -> Later[Command]:
-        """Ask. Fails with RequestTimeout or ConnectionLost; any response code is an answer."""
+        """Ask. Fails with RequestTimeout, ConnectionLost, Unreachable; any response code is an answer."""
         connection = self._connections.get(address)
         if connection is not None:
             return connection.request(code, fields, body, timeout_ms)
@@ -120,7 +120,7 @@ class RemotingClient:
 
     def _give_up(self, address: Address, reason: str) -> None:
         for _, fail in self._openings.pop(address).waiters:
-            fail(ConnectionLost(f"{address} cannot be reached: {reason}"))
+            fail(Unreachable(f"{address} cannot be reached: {reason}"))
 
 
 class _Opening:

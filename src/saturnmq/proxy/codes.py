@@ -51,6 +51,7 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.FlushTimeout: pb.MASTER_PERSISTENCE_TIMEOUT,
     errors.RequestTimeout: pb.PROXY_TIMEOUT,
     errors.ConnectionLost: pb.PROXY_TIMEOUT,
+    errors.Unreachable: pb.PROXY_TIMEOUT,
 }
 
 OK = pb.Status(code=pb.OK, message="OK")

@@ -43,7 +43,7 @@ from saturnmq.kernel.ports import (
 )
 from saturnmq.kernel.subscription import Subscription
 from saturnmq.kernel.topic import DLQ_PREFIX, RETRY_PREFIX, GroupConfig, MessageType, pop_retry_topic
-from saturnmq.proxy.receipts import Receipts, give_back, settle
+from saturnmq.proxy.receipts import Receipts, after_change, give_back, settle
 from saturnmq.proxy.routing import Routing, TopicView
 from saturnmq.proxy.sessions import Sessions
 from saturnmq.wire import record
@@ -313,10 +313,9 @@ class Proxy:
     def ack(self, group: str, topic: str, handle_text: str) -> Reply[None]:
         """The message is consumed. Raises InvalidReceiptHandle, NoSuchMessage: it may come again."""
         handle = ReceiptHandle.decode(handle_text)
-        return after(
-            self._broker_of(handle).ack(delivery_of(handle, group, topic)),
-            lambda _: self.receipts.drop(handle_text),
-        )
+        broker = self._broker_of(handle)
+        delivery = self.receipts.settling(handle_text, delivery_of(handle, group, topic))
+        return after(chain(delivery, broker.ack), lambda _: self.receipts.drop(handle_text))
 
     def change_invisible(self, group: str, topic: str, handle_text: str, invisible_ms: int) -> Reply[str]:
         """Show the message again after `invisible_ms`. Answers the handle that is good from now on."""
@@ -326,11 +325,16 @@ class Proxy:
         def changed(now: InvisibleChanged) -> str:
             self.receipts.drop(handle_text)
             return msgspec.structs.replace(
-                handle, pop_ms=now.pop_ms, invisible_ms=now.invisible_ms, revive_queue_id=now.revive_queue_id
+                handle,
+                start_offset=handle.queue_offset,  # as `receipts.after_change`
+                pop_ms=now.pop_ms,
+                invisible_ms=now.invisible_ms,
+                revive_queue_id=now.revive_queue_id,
             ).encode()
 
         broker = self._broker_of(handle)
-        return after(broker.change_invisible(delivery_of(handle, group, topic), invisible_ms), changed)
+        delivery = self.receipts.settling(handle_text, delivery_of(handle, group, topic))
+        return after(chain(delivery, lambda delivery: broker.change_invisible(delivery, invisible_ms)), changed)
 
     def forward_to_dead_letters(self, group: str, topic: str, handle_text: str, message_id: str) -> Reply[None]:
         """Bury the message: no consumer of the group gets it again.
@@ -344,11 +348,16 @@ class Proxy:
                 "the receipt handle does not say where the message is (no ninth field): use it as it was received"
             )
         broker = self._broker_of(handle)
-        delivery = delivery_of(handle, group, topic)
 
         def bury() -> Reply[None]:
-            held = broker.renew(delivery, self.config.default_invisible_time_mills)
-            return chain(held, lambda _: self._bury(broker, handle, delivery, message_id))
+            return chain(self.receipts.settling(handle_text, delivery_of(handle, group, topic)), hold)
+
+        def hold(delivery: Delivery) -> Reply[None]:
+            def held(changed: InvisibleChanged | None) -> Reply[None]:
+                now = delivery if changed is None else after_change(delivery, changed)
+                return self._bury(broker, handle, now, message_id)
+
+            return chain(broker.renew(delivery, self.config.default_invisible_time_mills), held)
 
         def over(error: SaturnError) -> None:
             logger.info("message %s of %s is not buried: %s", message_id, group, error)

@@ -2,7 +2,8 @@
 
 A push consumer names no invisible time and acknowledges with the handle that it was given, hours later if need be. So
 the Proxy renews the lease at the broker, which keeps the first handle good (`BrokerPort.renew`): nothing that a client
-needs is in this table, and an acknowledgement through another Proxy works as well.
+needs is in this table, and an acknowledgement through another Proxy works as well. Apache's broker makes another handle
+with each renewal: then the table knows which one stands for the client's.
 Source of the periods: proxy/service/receipt/DefaultReceiptHandleManager.java.
 """
 
@@ -19,12 +20,14 @@ import msgspec
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, SystemBusy
-from saturnmq.kernel.later import Reply, hear
-from saturnmq.kernel.ports import BrokerPort, ClusterPort, Delivery
+from saturnmq.kernel.later import Later, Reply, hear
+from saturnmq.kernel.ports import BrokerPort, ClusterPort, Delivery, InvisibleChanged
 from saturnmq.kernel.topic import GroupConfig, GroupRetryPolicy
 
 logger = logging.getLogger(__name__)
 
+#: how long an acknowledgement may take, milliseconds
+SETTLING_MS = 5_000
 #: messages in the hands of push consumers, some hundred bytes each; a client holds about a thousand by default
 MAX_LEASES = 500_000
 
@@ -34,11 +37,16 @@ class Lease(msgspec.Struct, kw_only=True):
 
     client_id: str
     broker: BrokerPort
+    #: as the broker knows it after the last renewal
     delivery: Delivery
     #: when the broker would show it again, as far as this Proxy knows
     ends_ms: int
     received_ms: int
     reconsume_times: int
+    #: somebody settles it: no renewal until then, which would bring back what is acknowledged
+    settling_until_ms: int = 0
+    #: who wants to settle it when the renewal that is on its way has come to its end
+    waiting: list[Later[Delivery]] | None = None
 
 
 class Receipts:
@@ -85,6 +93,18 @@ class Receipts:
             if not held:
                 del self._held[lease.client_id]
 
+    def settling(self, handle: str, delivery: Delivery) -> Reply[Delivery]:
+        """What to settle when a client names this handle, which says `delivery`; it is not renewed meanwhile."""
+        lease = self._leases.get(handle)
+        if lease is None:
+            return delivery
+        lease.settling_until_ms = self._clock.now_ms() + SETTLING_MS
+        if lease.waiting is None:
+            return lease.delivery
+        later: Later[Delivery] = Later()
+        lease.waiting.append(later)
+        return later
+
     def client_gone(self, client_id: str) -> None:
         """Give back what the client held: others of its group get it soon."""
         for handle in self._held.pop(client_id, ()):
@@ -101,6 +121,8 @@ class Receipts:
         now_ms = self._clock.now_ms()
         due_ms = now_ms + self._config.renew_ahead_time_millis
         for handle, lease in [(handle, lease) for handle, lease in self._leases.items() if lease.ends_ms <= due_ms]:
+            if lease.waiting is not None or lease.settling_until_ms > now_ms:
+                continue
             if now_ms - lease.received_ms >= self._config.renew_max_time_millis:
                 self.drop(handle)
                 self._give_up(lease)
@@ -112,11 +134,21 @@ class Receipts:
 
     def _renew(self, handle: str, lease: Lease, now_ms: int) -> None:
         invisible_ms = self._config.default_invisible_time_mills
+        lease.waiting = []
 
-        def renewed(_: None) -> None:
+        def renewed(changed: InvisibleChanged | None) -> None:
             lease.ends_ms = now_ms + invisible_ms
+            if changed is not None:
+                lease.delivery = after_change(lease.delivery, changed)
+            settle_now()
+
+        def settle_now() -> None:
+            waiting, lease.waiting = lease.waiting, None
+            for later in waiting or ():
+                later.resolve(lease.delivery)
 
         def failed(error: BaseException) -> None:
+            settle_now()
             if isinstance(error, InvalidReceiptHandle | NoSuchMessage) or lease.ends_ms <= self._clock.now_ms():
                 logger.info("lease %s of %s ends: %s", handle, lease.client_id, error)
                 self.drop(handle)
@@ -139,6 +171,18 @@ class Receipts:
             give_back(broker, delivery, policy.delay_ms(lease.reconsume_times))
 
         settle(lambda: self._cluster.group_config(delivery.group), back, partial(_not_given_back, delivery))
+
+
+def after_change(delivery: Delivery, changed: InvisibleChanged) -> Delivery:
+    """The next delivery of the message, which is one of its own (client/impl/MQClientAPIImpl.java:
+    changeInvisibleTimeAsync)."""
+    return msgspec.structs.replace(
+        delivery,
+        start_offset=delivery.queue_offset,
+        pop_ms=changed.pop_ms,
+        invisible_ms=changed.invisible_ms,
+        revive_queue_id=changed.revive_queue_id,
+    )
 
 
 def give_back(broker: BrokerPort, delivery: Delivery, visible_in_ms: int) -> None:

@@ -20,6 +20,8 @@ from saturnmq.kernel.topic import READ, WRITE, MessageQueue, MessageType, QueueD
 
 #: milliseconds that a view is good for: a NameServer may take away permissions without a change of the topic
 VIEW_MS = 1000
+#: where the master of a broker stands in routes; replicas take no messages
+MASTER = 0
 #: views kept; the oldest go first
 MAX_VIEWS = 10_000
 
@@ -103,12 +105,13 @@ class Routing:
 
     def _make(self, topic: str, config: TopicConfig, route: TopicRoute) -> TopicView:
         placed = {data.broker_name for data in route.broker_datas} & self._brokers.keys()
+        masters = {data.broker_name for data in route.broker_datas if MASTER in data.broker_addrs}
         queue_datas = [data for data in route.queue_datas if data.broker_name in placed]
         writable = sorted(
             (
                 MessageQueue(topic, data.broker_name, queue_id)
                 for data in queue_datas
-                if data.perm & WRITE
+                if data.perm & WRITE and data.broker_name in masters
                 for queue_id in range(data.write_queue_nums)
             ),
             key=lambda queue: (queue.broker_name, queue.queue_id),

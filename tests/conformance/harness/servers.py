@@ -1,20 +1,25 @@
-"""The server under test: SaturnMQ, or Apache RocketMQ as the oracle, by SATURNMQ_CONFORMANCE_SERVER=saturn|apache."""
+"""The server under test, by SATURNMQ_CONFORMANCE_SERVER: SaturnMQ in Local mode (saturn) or as three processes
+(cluster), or Apache RocketMQ as the oracle (apache)."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness.apache import Apache
-from saturnmq.testing.server import LocalServer
+from harness.apache import START_TIMEOUT_S, Apache
+from harness.processes import wait_for_route
+from saturnmq.testing.server import LocalServer, ServerProcess
 
 SERVER = os.environ.get("SATURNMQ_CONFORMANCE_SERVER", "saturn")
 only_saturn = pytest.mark.skipif(SERVER != "saturn", reason="a test of SaturnMQ's own")
+
+OURS, APACHES = "saturn", "apache"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Server:
 
 def start_server(home: Path) -> Server:
     """The server that the environment names, on free ports, with its files under `home`."""
-    return {"saturn": start_saturn, "apache": start_apache}[SERVER](home)
+    return {"saturn": start_saturn, "cluster": start_cluster, "apache": start_apache}[SERVER](home)
 
 
 def start_saturn(home: Path) -> Server:
@@ -90,6 +95,59 @@ def start_apache(home: Path) -> Server:
         grpc=f"127.0.0.1:{grpc}",
         log_path=apache.log_path,
         stop=apache.kill,
+    )
+
+
+def start_cluster(home: Path, namesrv: str = OURS, broker: str = OURS, proxy: str = OURS) -> Server:
+    """NameServer, Broker and Proxy as processes of their own, each ours or Apache's."""
+    opened = ExitStack()
+    apache = Apache(home) if APACHES in (namesrv, broker, proxy) else None
+    logs = []
+
+    def ours(name: str, *arguments: str) -> dict[str, str]:
+        files = home / name
+        files.mkdir()
+        process = ServerProcess(
+            name, *arguments, "--http-port", "0", "--data-dir", str(files / "data"), home=files
+        )
+        process.start()
+        opened.callback(process.stop)
+        logs.append(process.log_file)
+        return process.ready
+
+    ports = {"NAMESRV": f"127.0.0.1:{free_port()}", "BROKER_PORT": str(free_broker_port())}
+    ports |= {"GRPC_PORT": str(free_port()), "PROXY_PORT": str(free_port())}
+    try:
+        if apache is not None:
+            opened.callback(apache.kill)
+        names_port = int(ports["NAMESRV"].rpartition(":")[2])
+        if namesrv == OURS or apache is None:
+            ours("namesrv", "--port", str(names_port))
+        else:
+            apache.start("namesrv", names_port, **ports)
+        if broker == OURS or apache is None:
+            ours("broker", "-n", ports["NAMESRV"], "--port", ports["BROKER_PORT"])
+        else:
+            settings = "enablePropertyFilter=true;recallMessageEnable=true"
+            apache.start("broker", int(ports["BROKER_PORT"]), BROKER_CONF=settings, **ports)
+        wait_for_route(ports["NAMESRV"], {"broker-a": f"127.0.0.1:{ports['BROKER_PORT']}"}, START_TIMEOUT_S)
+        http = ""
+        if proxy == OURS or apache is None:
+            http = ours("proxy", "-n", ports["NAMESRV"], "--port", ports["GRPC_PORT"])["http"]
+        else:
+            apache.start("proxy", int(ports["GRPC_PORT"]), int(ports["PROXY_PORT"]), **ports)
+    except BaseException:
+        opened.close()
+        raise
+    return Server(
+        proxy,
+        namesrv=ports["NAMESRV"],
+        broker=f"127.0.0.1:{ports['BROKER_PORT']}",
+        proxy_remoting=f"127.0.0.1:{ports['PROXY_PORT']}",
+        grpc=f"127.0.0.1:{ports['GRPC_PORT']}",
+        log_path=logs[-1] if logs else home / "apache.log",
+        stop=opened.close,
+        http=http,
     )
 
 

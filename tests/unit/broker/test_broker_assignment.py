@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from saturnmq.broker.assignment import averagely, by_circle
-from saturnmq.broker.routes import RemoteRoutes
 from saturnmq.kernel.errors import ConnectionLost, TopicNotFound
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.topic import BrokerData, GroupConfig, MessageQueue, QueueData, TopicConfig, TopicRoute
+from saturnmq.net.lookups import Kept
+from saturnmq.net.nameservers import NameServers, RemoteRoutes
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import Asked, OfflineBroker, OfflineConnection
@@ -252,7 +253,7 @@ class Wire:
     def __init__(self) -> None:
         self.client, self.clock = FakeClient(), VirtualClock()
         self.addresses = [Address("10.0.0.1", 9876), Address("10.0.0.2", 9876)]
-        self.routes = RemoteRoutes(self.client, self.addresses, self.clock, 30_000)
+        self.routes = RemoteRoutes(NameServers(self.client, self.addresses), self.clock, Kept(fresh_ms=30_000))
 
     def ask(self) -> Answer:
         return Answer(lambda: self.routes.route("orders"))

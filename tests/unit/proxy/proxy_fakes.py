@@ -146,9 +146,9 @@ class FakeBroker:
         changed = InvisibleChanged(pop_ms=self.clock.now_ms(), invisible_ms=invisible_ms, revive_queue_id=5)
         return self.next_answer("change_invisible", changed)
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[None]:
+    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged | None]:
         self.settled.append(("renew", delivery.queue_offset, invisible_ms))
-        return self.next_answer("renew", None)
+        return self.next_answer("renew", cast("InvisibleChanged | None", None))
 
     def send_back(self, request: SendBackRequest) -> Reply[None]:
         self.settled.append(

@@ -106,7 +106,7 @@ def test_changed(client: Grpc) -> None:
     assert client.broker.settled == [("change", 7, 15_000)]
     # what the broker decided is new, where the message is stays
     assert ReceiptHandle.decode(response.receipt_handle) == ReceiptHandle(
-        start_offset=1,
+        start_offset=7,
         pop_ms=client.clock.now_ms(),
         invisible_ms=15_000,
         revive_queue_id=5,

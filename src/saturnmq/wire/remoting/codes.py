@@ -308,6 +308,33 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
 }
 
 
+#: what an answer of another process means; any other code is a SaturnError
+_ERRORS: dict[int, type[errors.SaturnError]] = {
+    ResponseCode.SYSTEM_BUSY: errors.SystemBusy,
+    ResponseCode.REQUEST_CODE_NOT_SUPPORTED: errors.NotSupported,
+    ResponseCode.MESSAGE_ILLEGAL: errors.IllegalMessage,
+    ResponseCode.SERVICE_NOT_AVAILABLE: errors.ServiceUnavailable,
+    ResponseCode.NO_PERMISSION: errors.NoPermission,
+    ResponseCode.TOPIC_NOT_EXIST: errors.TopicNotFound,
+    ResponseCode.QUERY_NOT_FOUND: errors.NotFound,
+    ResponseCode.SUBSCRIPTION_PARSE_FAILED: errors.IllegalFilter,
+    ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST: errors.GroupNotFound,
+    ResponseCode.INVALID_PARAMETER: errors.InvalidParameter,
+    ResponseCode.CONSUMER_NOT_ONLINE: errors.ConsumerNotOnline,
+    ResponseCode.NO_MESSAGE: errors.NoSuchMessage,
+    ResponseCode.POLLING_FULL: errors.SystemBusy,
+    ResponseCode.FLOW_CONTROL: errors.SystemBusy,
+    ResponseCode.ILLEGAL_OPERATION: errors.IllegalOperation,
+    # it stops, and did not look at the request
+    ResponseCode.GO_AWAY: errors.Unreachable,
+}
+
+
+def error_of(code: int, remark: str | None) -> errors.SaturnError:
+    """What another process says by an answer that is not what was asked for."""
+    return _ERRORS.get(code, errors.SaturnError)(remark or f"the answer was {code}")
+
+
 def response_code(error: errors.SaturnError) -> ResponseCode:
     """What a client is told for this error."""
     return next(_RESPONSE_CODES[kind] for kind in type(error).__mro__ if kind in _RESPONSE_CODES)

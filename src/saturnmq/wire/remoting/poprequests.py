@@ -34,6 +34,7 @@ from saturnmq.kernel.topic import pop_retry_topic
 from saturnmq.wire.remoting.bodies import decode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
+from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE, extensions
 from saturnmq.wire.remoting.headers import (
     AckHeader,
     BatchAck,
@@ -82,7 +83,7 @@ class PopRequests:
     def ack(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, AckHeader, strict=False)
         broker = self._brokers.named(command.fields.get(BROKER_NAME))
-        return after(broker.ack(_delivery(header)), lambda _: Response())
+        return after(broker.ack(_delivery(header)), lambda _: Response(fields=extensions(command, CHECKS_HANDLE)))
 
     def batch_ack(self, command: Command, connection: Peer) -> Reply[Response | None]:
         """What another acknowledgement was faster with, or came too late for, does not spoil the others."""
@@ -97,7 +98,10 @@ class PopRequests:
     def change_invisible(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, ChangeInvisibleHeader, strict=False)
         broker = self._brokers.named(command.fields.get(BROKER_NAME))
-        return after(broker.change_invisible(_delivery(header), header.invisible_time), _changed)
+        delivery, done = _delivery(header), extensions(command, CHECKS_HANDLE)
+        if KEEP_HANDLE in command.fields:
+            return after(broker.renew(delivery, header.invisible_time), partial(_renewed, delivery, done))
+        return after(broker.change_invisible(delivery, header.invisible_time), partial(_changed, done))
 
     def notification(self, command: Command, connection: Peer) -> Reply[Response | None]:
         """Tell when a pop would find something."""
@@ -203,9 +207,17 @@ def _deliveries(pop: BatchAck) -> Iterator[Delivery]:
             )
 
 
-def _changed(changed: InvisibleChanged) -> Response:
+def _renewed(delivery: Delivery, extensions: dict[str, str], changed: InvisibleChanged | None) -> Response:
+    if changed is not None:
+        return _changed(extensions, changed)
+    same = InvisibleChanged(delivery.pop_ms, delivery.invisible_ms, delivery.revive_queue_id)
+    return _changed({**extensions, KEEP_HANDLE: "true"}, same)
+
+
+def _changed(extensions: dict[str, str], changed: InvisibleChanged) -> Response:
     return Response(
         fields={
+            **extensions,
             "popTime": str(changed.pop_ms),
             "invisibleTime": str(changed.invisible_ms),
             "reviveQid": str(changed.revive_queue_id),

@@ -1,0 +1,239 @@
+"""The brokers of a Proxy that is a process of its own, as NameServers know them.
+
+Source: proxy/service/route/ClusterTopicRouteService.java, service/metadata/ClusterMetadataService.java.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from saturnmq.kernel.clock import Clock, Timer
+from saturnmq.kernel.config import ClusterConfig
+from saturnmq.kernel.errors import (
+    ConnectionLost,
+    GroupNotFound,
+    RequestTimeout,
+    SaturnError,
+    SystemBusy,
+    TopicNotFound,
+    Unreachable,
+)
+from saturnmq.kernel.host import Address
+from saturnmq.kernel.later import Later, Reply, chain, rescue
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
+from saturnmq.kernel.topic import BrokerData, GroupConfig, TopicConfig, TopicRoute
+from saturnmq.net.lookups import Kept, Lookups
+from saturnmq.net.nameservers import NameServers
+from saturnmq.net.remoting_client import RemotingClient
+from saturnmq.proxy.remotebroker import RemoteBroker
+from saturnmq.wire.remoting.bodies import ClusterInfo
+
+logger = logging.getLogger(__name__)
+
+#: between questions which brokers there are, milliseconds; sooner while no NameServer answers
+REFRESH_MS, RETRY_MS = 20_000, 1_000
+#: a topic or a group that is not there may be made at any time, milliseconds
+MISSING_MS = 1_000
+#: brokers that are asked for a group before it counts as unknown
+MOST_ASKED = 8
+
+T = TypeVar("T")
+
+
+class Brokers(Mapping[str, RemoteBroker]):
+    """By name, those that NameServers know of. Owner of all that they ever knew of: one that comes back is the same."""
+
+    def __init__(self, make: Callable[[str], RemoteBroker]) -> None:
+        self._make = make
+        self._all: dict[str, RemoteBroker] = {}
+
+    def __getitem__(self, name: str) -> RemoteBroker:
+        broker = self._all[name]
+        if not broker.addresses:
+            raise KeyError(name)
+        return broker
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, broker in self._all.items() if broker.addresses)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def learn(self, datas: Iterable[BrokerData]) -> None:
+        """Where these are now."""
+        for data in datas:
+            broker = self._all.get(data.broker_name)
+            if broker is None:
+                broker = self._all[data.broker_name] = self._make(data.broker_name)
+            addresses = {}
+            for broker_id, text in data.broker_addrs.items():
+                try:
+                    addresses[broker_id] = Address.parse(text)
+                except ValueError as error:
+                    logger.warning("the broker %s has an address that is none: %s", data.broker_name, error)
+            if addresses != broker.addresses:
+                logger.info("the broker %s is at %s", data.broker_name, data.broker_addrs or "no address")
+                broker.addresses = addresses
+
+    def only(self, table: Mapping[str, BrokerData]) -> None:
+        """These are all that there are."""
+        for name in [name for name in self if name not in table]:
+            logger.info("the broker %s is gone", name)
+            self._all[name].addresses = {}
+        self.learn(table.values())
+
+
+class Cluster:
+    """A `kernel.ports.ClusterPort` and `RoutePort` over the wire. Owner of `brokers` and of what they and the
+    NameServers said."""
+
+    def __init__(
+        self,
+        names: NameServers,
+        sends: RemotingClient,
+        others: RemotingClient,
+        config: ClusterConfig,
+        clock: Clock,
+        random: Callable[[int], int],
+    ) -> None:
+        self._names, self._clock, self._random = names, clock, random
+        self.brokers = Brokers(lambda name: RemoteBroker(name, sends, others, clock))
+        self._refresh: Timer | None = None
+        self._routes: Lookups[TopicRoute] = Lookups(
+            self._route,
+            clock,
+            _kept(
+                config.topic_route_service_cache_refresh_seconds,
+                config.topic_route_service_cache_expired_seconds,
+                config.topic_route_service_cache_max_num,
+            ),
+        )
+        self._topics: Lookups[TopicConfig] = Lookups(
+            self._topic,
+            clock,
+            _kept(
+                config.topic_config_cache_refresh_seconds,
+                config.topic_config_cache_expired_seconds,
+                config.topic_config_cache_max_num,
+            ),
+        )
+        self._groups: Lookups[GroupConfig | None] = Lookups(
+            self._group,
+            clock,
+            _kept(
+                config.subscription_group_config_cache_refresh_seconds,
+                config.subscription_group_config_cache_expired_seconds,
+                config.subscription_group_config_cache_max_num,
+            ),
+        )
+
+    def start(self) -> Reply[None]:
+        """Get to know the brokers, and stay up to date. Answers after the first try, whatever came of it."""
+        tried: Later[None] = Later()
+
+        def known(info: ClusterInfo) -> None:
+            self.brokers.only(info.broker_addr_table)
+            go_on(REFRESH_MS)
+
+        def unknown(error: BaseException) -> None:
+            logger.warning("%s", error)
+            go_on(RETRY_MS)
+
+        def go_on(wait_ms: int) -> None:
+            self._refresh = self._clock.call_at(self._clock.now_ms() + wait_ms, ask)
+            if tried.pending:
+                tried.resolve(None)
+
+        def ask() -> None:
+            self._names.brokers().then(known, unknown)
+
+        ask()
+        return tried
+
+    def close(self) -> None:
+        if self._refresh is not None:
+            self._refresh.cancel()
+
+    def trouble(self) -> str:
+        """Why clients had better go elsewhere; empty: they are welcome."""
+        if not self.brokers:
+            return "no NameServer told of a broker yet"
+        if not any(broker.reachable for broker in self.brokers.values()):
+            return f"none of the brokers can be reached: {', '.join(self.brokers)}"
+        return ""
+
+    def route(self, topic: str) -> Reply[TopicRoute]:
+        return self._routes.get(topic)
+
+    def topic_config(self, topic: str) -> Reply[TopicConfig | None]:
+        return rescue(lambda: self._topics.get(topic), TopicNotFound, lambda _: None)
+
+    def group_config(self, group: str) -> Reply[GroupConfig | None]:
+        """As the brokers would make it, where they have none: whoever consumes hears whether they do."""
+        return rescue(lambda: self._groups.get(group), GroupNotFound, lambda _: GroupConfig(group_name=group))
+
+    def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None: ...
+
+    def producer_joined(self, channel: ClientChannel, group: str) -> None: ...
+
+    def client_left(self, channel: ClientChannel, group: str | None = None) -> None: ...
+
+    # ----------------------------------------------------------------------------------------------- looking up
+
+    def _route(self, topic: str) -> Later[TopicRoute]:
+        def learn(route: TopicRoute) -> TopicRoute:
+            self.brokers.learn(route.broker_datas)
+            return route
+
+        return self._names.route(topic).map(learn)
+
+    def _topic(self, topic: str) -> Reply[TopicConfig]:
+        def ask(route: TopicRoute) -> Reply[TopicConfig]:
+            names = {data.broker_name for data in route.broker_datas}
+            brokers = [broker for name, broker in self.brokers.items() if name in names]
+            return first_answer(self._shuffled(brokers), lambda broker: broker.topic_config(topic))
+
+        return chain(self.route(topic), ask)
+
+    def _group(self, group: str) -> Reply[GroupConfig | None]:
+        brokers = self._shuffled(list(self.brokers.values()))[:MOST_ASKED]
+        return first_answer(brokers, lambda broker: broker.group_config(group))
+
+    def _shuffled(self, brokers: list[RemoteBroker]) -> list[RemoteBroker]:
+        start = self._random(len(brokers)) if brokers else 0
+        return brokers[start:] + brokers[:start]
+
+
+def first_answer(brokers: Iterable[RemoteBroker], ask: Callable[[RemoteBroker], Later[T]]) -> Later[T]:
+    """What the first of them says that can be reached and knows. Fails with TopicNotFound, GroupNotFound,
+    Unreachable."""
+    answer: Later[T] = Later()
+    left = list(brokers)
+    missing: list[SaturnError] = []
+
+    def go_on(error: BaseException) -> None:
+        if isinstance(error, TopicNotFound | GroupNotFound):
+            missing.append(error)
+        elif not isinstance(error, ConnectionLost | RequestTimeout | SystemBusy):
+            answer.fail(error)
+            return
+        if not left:
+            answer.fail(missing[0] if missing else error)
+            return
+        broker = left.pop(0)
+        try:
+            reply = ask(broker)
+        except SaturnError as refused:
+            go_on(refused)
+        else:
+            answer.on_cancel = reply.cancel
+            reply.then(answer.resolve, go_on)
+
+    go_on(Unreachable("no NameServer told of a broker that could be asked"))
+    return answer
+
+
+def _kept(fresh_s: int, usable_s: int, most: int) -> Kept:
+    return Kept(fresh_ms=fresh_s * 1000, usable_ms=usable_s * 1000, missing_ms=MISSING_MS, most=most)
