@@ -45,6 +45,9 @@ class Broker:
     Every part owns its state and was told the others that it needs. `random(n)` draws from 0 to n-1.
     """
 
+    #: whatever there is to say against a send, it says at once
+    takes_sends = True
+
     def __init__(
         self,
         config: BrokerConfig,

@@ -252,7 +252,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: empty: rocketMQClusterName
     heartbeat_syncer_topic_cluster_name: str = ""
     heartbeat_syncer_topic_name: str = "DefaultHeartBeatSyncerTopic"
-    #: seconds until a route is asked for again, and until it is no longer used
+    #: seconds until a route is asked for again, and until whoever wants it waits for the answer
     topic_route_service_cache_refresh_seconds: Positive = 20
     topic_route_service_cache_expired_seconds: Positive = 300
     topic_route_service_cache_max_num: Positive = 20_000

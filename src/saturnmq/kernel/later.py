@@ -112,21 +112,30 @@ def hear(reply: Reply[T], deliver: Callable[[T], None], fail: Callable[[BaseExce
         deliver(reply)
 
 
-def rescue(act: Callable[[], Reply[T]], kinds: type[E] | tuple[type[E], ...], mend: Callable[[E], U]) -> Reply[T | U]:
-    """What `act` answers; an error of these kinds, raised or delivered, becomes the value that `mend` makes of it."""
+def rescue(
+    act: Callable[[], Reply[T]], kinds: type[E] | tuple[type[E], ...], mend: Callable[[E], Reply[U]]
+) -> Reply[T | U]:
+    """What `act` answers; an error of these kinds, raised or delivered, becomes what `mend` makes of it."""
     try:
         reply = act()
     except kinds as error:
-        return mend(error)
+        return cast("Reply[T | U]", mend(error))
     if not isinstance(reply, Later):
         return reply
     rescued: Later[T | U] = Later(reply.cancel)
 
     def fail(error: BaseException) -> None:
-        if isinstance(error, kinds):
-            rescued.resolve(mend(error))
-        else:
+        if not isinstance(error, kinds):
             rescued.fail(error)
+            return
+        try:
+            mended = mend(error)
+        except Exception as another:  # noqa: BLE001 - it reaches the listener of the rescued Later
+            rescued.fail(another)
+            return
+        if isinstance(mended, Later):
+            rescued.on_cancel = mended.cancel
+        hear(mended, rescued.resolve, rescued.fail)
 
     cast("Later[T]", reply).then(rescued.resolve, fail)
     return rescued

@@ -356,6 +356,11 @@ class BrokerPort(Protocol):
 
     name: str
 
+    @property
+    def takes_sends(self) -> bool:
+        """As far as is known it would take one, and soon."""
+        ...
+
     def send(self, request: SendRequest) -> Reply[SendReceipt]: ...
 
     def recall(self, request: RecallRequest) -> Reply[str]:

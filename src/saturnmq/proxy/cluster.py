@@ -43,20 +43,21 @@ T = TypeVar("T")
 
 
 class Brokers(Mapping[str, RemoteBroker]):
-    """By name, those that NameServers know of. Owner of all that they ever knew of: one that comes back is the same."""
+    """By name, those that NameServers know of. Owner of all that they ever knew of: one that is gone can be had, and is
+    unreachable until it comes back."""
 
     def __init__(self, make: Callable[[str], RemoteBroker]) -> None:
         self._make = make
         self._all: dict[str, RemoteBroker] = {}
 
     def __getitem__(self, name: str) -> RemoteBroker:
-        broker = self._all[name]
-        if not broker.addresses:
-            raise KeyError(name)
-        return broker
+        return self._all[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all and bool(self._all[name].link.addresses)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, broker in self._all.items() if broker.addresses)
+        return (name for name, broker in self._all.items() if broker.link.addresses)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -73,15 +74,15 @@ class Brokers(Mapping[str, RemoteBroker]):
                     addresses[broker_id] = Address.parse(text)
                 except ValueError as error:
                     logger.warning("the broker %s has an address that is none: %s", data.broker_name, error)
-            if addresses != broker.addresses:
+            if addresses != broker.link.addresses:
                 logger.info("the broker %s is at %s", data.broker_name, data.broker_addrs or "no address")
-                broker.addresses = addresses
+                broker.link.addresses = addresses
 
     def only(self, table: Mapping[str, BrokerData]) -> None:
         """These are all that there are."""
         for name in [name for name in self if name not in table]:
             logger.info("the broker %s is gone", name)
-            self._all[name].addresses = {}
+            self._all[name].link.addresses = {}
         self.learn(table.values())
 
 
@@ -160,7 +161,7 @@ class Cluster:
         """Why clients had better go elsewhere; empty: they are welcome."""
         if not self.brokers:
             return "no NameServer told of a broker yet"
-        if not any(broker.reachable for broker in self.brokers.values()):
+        if not any(broker.link.reachable for broker in self.brokers.values()):
             return f"none of the brokers can be reached: {', '.join(self.brokers)}"
         return ""
 

@@ -9,7 +9,7 @@ from saturnmq.kernel.errors import RequestTimeout, SaturnError, Unreachable
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 100, 2_000
 #: requests in a row that it did not answer in time before it counts as unreachable: one may be its own fault
 TIMEOUTS = 3
-#: how long others are preferred for sends after a request was not answered in time, milliseconds
+#: how long others are preferred for sends after one that does not answer, or takes no messages, milliseconds
 AVOID_MS = 2_000
 #: a send that took so long, and how long others are preferred then, milliseconds (MQFaultStrategy.java)
 SLOW_MS = ((15_000, 30_000), (5_000, 10_000), (3_000, 6_000), (1_800, 5_000), (550, 2_000))
@@ -56,12 +56,16 @@ class Health:
         """It was not answered: ConnectionLost or RequestTimeout."""
         if isinstance(error, RequestTimeout):
             self._timeouts += 1
-            self._avoided_until_ms = self._clock.steady_ms() + AVOID_MS
+            self.avoid()
             if self._timeouts < TIMEOUTS:
                 return
         if not self.paused:  # else it is one failure of many requests
             self._failures += 1
             self._pause()
+
+    def avoid(self) -> None:
+        """Prefer others for a while."""
+        self._avoided_until_ms = self._clock.steady_ms() + AVOID_MS
 
     def _pause(self) -> None:
         pause_ms = min(FIRST_PAUSE_MS << min(self._failures - 1, 10), LONGEST_PAUSE_MS)

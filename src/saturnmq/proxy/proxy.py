@@ -20,6 +20,8 @@ from saturnmq.kernel.errors import (
     MessageTypeMismatch,
     NoSuchMessage,
     SaturnError,
+    ServiceUnavailable,
+    Unreachable,
 )
 from saturnmq.kernel.handle import RecallHandle, ReceiptHandle, TopicKind, TransactionHandle
 from saturnmq.kernel.later import Reply, after, chain, rescue
@@ -42,7 +44,7 @@ from saturnmq.kernel.ports import (
     SendRequest,
 )
 from saturnmq.kernel.subscription import Subscription
-from saturnmq.kernel.topic import DLQ_PREFIX, RETRY_PREFIX, GroupConfig, MessageType, pop_retry_topic
+from saturnmq.kernel.topic import DLQ_PREFIX, RETRY_PREFIX, GroupConfig, MessageQueue, MessageType, pop_retry_topic
 from saturnmq.proxy.receipts import Receipts, after_change, give_back, settle
 from saturnmq.proxy.routing import Routing, TopicView
 from saturnmq.proxy.sessions import Sessions
@@ -142,16 +144,33 @@ class Proxy:
         message_type: MessageType,
         message_group: str,
     ) -> Reply[SendReceipt]:
+        """What a broker cannot have stored goes to another one, unless that would break an order."""
         self._check_type(view, message_type)
         queue = view.choose_queue(message_group)
-        for message in messages:
-            message.queue_id = queue.queue_id
-        sent = self.brokers[queue.broker_name].send(
-            SendRequest(producer_group=view.topic, messages=messages, properties=properties, batch=len(messages) > 1)
-        )
-        if message_type is MessageType.TRANSACTION:
-            return after(sent, partial(_with_handle, queue.broker_name, properties[props.UNIQUE_KEY]))
-        return sent
+
+        def send_to(queue: MessageQueue) -> Reply[SendReceipt]:
+            for message in messages:
+                message.queue_id = queue.queue_id
+            sent = self.brokers[queue.broker_name].send(
+                SendRequest(
+                    producer_group=view.topic, messages=messages, properties=properties, batch=len(messages) > 1
+                )
+            )
+            if message_type is MessageType.TRANSACTION:
+                return after(sent, partial(_with_handle, queue.broker_name, properties[props.UNIQUE_KEY]))
+            return sent
+
+        def send_elsewhere(error: SaturnError) -> Reply[SendReceipt]:
+            other = view.choose_other_queue(self.brokers, queue)
+            if other is None:
+                raise error
+            return send_to(other)
+
+        if message_group or view.is_on_one_broker:
+            return send_to(queue)
+        if not self.brokers[queue.broker_name].takes_sends:
+            queue = view.choose_other_queue(self.brokers, queue) or queue
+        return rescue(lambda: send_to(queue), (Unreachable, ServiceUnavailable), send_elsewhere)
 
     def _check_type(self, view: TopicView, sent: MessageType) -> None:
         taken = view.message_type

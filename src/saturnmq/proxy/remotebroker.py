@@ -5,7 +5,7 @@ Source of the requests: proxy/service/message/ClusterMessageService.java, client
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -14,18 +14,17 @@ from saturnmq.kernel.errors import (
     FlushTimeout,
     GroupNotFound,
     InvalidReceiptHandle,
-    ProtocolError,
-    SaturnError,
-    SystemBusy,
     TopicNotFound,
-    Unreachable,
 )
 from saturnmq.kernel.handle import ReceiptHandle
-from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Later
+from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.message import TRANSACTION_COMMIT, TRANSACTION_ROLLBACK
 from saturnmq.kernel.ports import (
+    Boundary,
     Delivery,
+    EndTransactionRequest,
     InvisibleChanged,
+    Notice,
     PopRequest,
     PopResult,
     PopStatus,
@@ -33,34 +32,28 @@ from saturnmq.kernel.ports import (
     PullResult,
     PullStatus,
     RecallRequest,
+    Resolution,
     SendBackRequest,
     SendReceipt,
     SendRequest,
 )
-from saturnmq.kernel.topic import GroupConfig, TopicConfig
+from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig
 from saturnmq.net.remoting_client import RemotingClient
-from saturnmq.proxy.health import Health
+from saturnmq.proxy.brokerlink import BrokerLink
 from saturnmq.proxy.proxy import real_topic
 from saturnmq.proxy.receipts import give_back
-from saturnmq.proxy.routing import MASTER
 from saturnmq.wire import record as records
-from saturnmq.wire.remoting.bodies import decode
+from saturnmq.wire.remoting.bodies import LockBatchRequest, LockBatchResponse, decode, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, error_of
 from saturnmq.wire.remoting.command import Command
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
 from saturnmq.wire.remoting.pops import decode_popped
 
-#: how long a broker may take, beyond what it was asked to wait, milliseconds (MQClientAPIImpl: 3 s)
-TIMEOUT_MS = 3_000
-#: requests to one broker that it has not answered
-MOST_IN_FLIGHT = 20_000
-#: bodies of them: a broker that takes none keeps no more of our memory than this
-MOST_BYTES_IN_FLIGHT = 64 << 20
 #: messages that came for somebody who is gone are hidden for so long, milliseconds (invisibleTimeMillisWhenClear)
 GIVE_BACK_MS = 1_000
 
 # sysFlag bits of a pull (common/sysflag/PullSysFlag.java)
-_SUSPEND, _SUBSCRIPTION = 0x2, 0x4
+_COMMIT_OFFSET, _SUSPEND, _SUBSCRIPTION = 0x1, 0x2, 0x4
 #: initMode of a pop (common/constant/ConsumeInitMode.java)
 _FROM_FIRST, _FROM_LATEST = "0", "1"
 
@@ -76,42 +69,27 @@ _NOT_POPPED: Mapping[int, PopStatus] = {
     ResponseCode.POLLING_TIMEOUT: PopStatus.POLLING_TIMEOUT,
 }
 
+#: commitOrRollback (common/sysflag/MessageSysFlag.java)
+_RESOLUTIONS = {
+    Resolution.COMMIT: TRANSACTION_COMMIT,
+    Resolution.ROLLBACK: TRANSACTION_ROLLBACK,
+    Resolution.UNKNOWN: 0,
+}
+
 T = TypeVar("T")
 
 
 class RemoteBroker:
-    """A `kernel.ports.BrokerPort` over the wire. Owner of what is in flight to it.
-
-    Sends have connections of their own: they do not stand behind the messages that others receive.
-    """
+    """A `kernel.ports.BrokerPort` over the wire."""
 
     def __init__(self, name: str, sends: RemotingClient, others: RemotingClient, clock: Clock) -> None:
         self.name = name
-        self._sends, self._others, self._clock = sends, others, clock
-        self._healths: dict[int, tuple[Address, Health]] = {}
-        self._in_flight = self._bytes_in_flight = 0
-
-    @property
-    def addresses(self) -> Mapping[int, Address]:
-        """Of the master and its replicas by broker id, as NameServers say; empty while they know of none."""
-        return {broker_id: address for broker_id, (address, _) in self._healths.items()}
-
-    @addresses.setter
-    def addresses(self, addresses: Mapping[int, Address]) -> None:
-        known = {address: health for address, health in self._healths.values()}
-        self._healths = {
-            broker_id: (address, known.get(address) or Health(self._clock))
-            for broker_id, address in sorted(addresses.items())
-        }
+        self.link = BrokerLink(name, sends, others, clock)
+        self._ask, self._clock = self.link.ask, clock
 
     @property
     def takes_sends(self) -> bool:
-        """As far as is known it would take one, and soon."""
-        return MASTER in self._healths and self._healths[MASTER][1].usable
-
-    @property
-    def reachable(self) -> bool:
-        return any(not health.paused for _, health in self._healths.values())
+        return self.link.takes_sends
 
     # --------------------------------------------------------------------------------------------------- sends
 
@@ -145,12 +123,28 @@ class RemoteBroker:
         fields = {"topic": request.topic, "recallHandle": request.handle, "producerGroup": request.producer_group or ""}
         return self._ask(RequestCode.RECALL_MESSAGE, fields, lambda answer: _succeeded(answer).fields["msgId"])
 
+    def end_transaction(self, request: EndTransactionRequest) -> Reply[None]:
+        fields = {
+            "topic": request.topic,
+            "producerGroup": request.producer_group,
+            "tranStateTableOffset": str(request.half_offset),
+            "commitLogOffset": str(request.commit_log_offset),
+            "commitOrRollback": str(_RESOLUTIONS[request.resolution]),
+            "fromTransactionCheck": str(request.from_check).lower(),
+            "msgId": request.message_id or "",
+            "transactionId": request.message_id or "",
+        }
+        if request.resolution is Resolution.UNKNOWN:
+            self.link.tell(RequestCode.END_TRANSACTION, fields)  # Apache's broker does not answer
+            return None
+        return self._ask(RequestCode.END_TRANSACTION, fields, _nothing)
+
     def send_back(self, request: SendBackRequest) -> Later[None]:
         fields = {
             "offset": str(request.commit_log_offset),
             "group": request.group,
             "delayLevel": str(request.delay_level),
-            "unitMode": "false",
+            "unitMode": str(request.unit_mode).lower(),
         }
         optional = {
             "originMsgId": request.origin_message_id,
@@ -171,8 +165,12 @@ class RemoteBroker:
             "queueOffset": str(request.offset),
             "maxMsgNums": str(request.max_messages),
             "maxMsgBytes": str(request.max_bytes),
-            "sysFlag": str(_SUBSCRIPTION | (_SUSPEND if request.wait_ms else 0)),
-            "commitOffset": "0",
+            "sysFlag": str(
+                _SUBSCRIPTION
+                | (_SUSPEND if request.wait_ms else 0)
+                | (_COMMIT_OFFSET if request.commit_offset >= 0 else 0)
+            ),
+            "commitOffset": str(max(request.commit_offset, 0)),
             "suspendTimeoutMillis": str(request.wait_ms),
             "subVersion": str(wanted.version),
             "subscription": wanted.expression,
@@ -267,6 +265,49 @@ class RemoteBroker:
             )
         return value
 
+    # ------------------------------------------------------------------------- consumers that keep their place
+
+    def notify(self, request: PopRequest) -> Later[Notice]:
+        fields = {
+            "consumerGroup": request.group,
+            "topic": request.topic,
+            "queueId": str(request.queue_id),
+            "pollTime": str(request.wait_ms),
+            "bornTime": str(self._clock.now_ms()),
+            "order": str(request.fifo).lower(),
+            "exp": request.subscription.expression,
+            "expType": request.subscription.expression_type,
+        }
+        if request.attempt_id is not None:
+            fields["attemptId"] = request.attempt_id
+        return self._ask(RequestCode.NOTIFICATION, fields, _notice, wait_ms=request.wait_ms)
+
+    def committed(self, group: str, queue: MessageQueue, *, zero_if_new: bool = True) -> Later[int]:
+        fields = {**_queue(queue), "consumerGroup": group, "setZeroIfNotFound": str(zero_if_new).lower()}
+        return self._ask(RequestCode.QUERY_CONSUMER_OFFSET, fields, _offset)
+
+    def commit(self, group: str, queue: MessageQueue, offset: int) -> Later[bool]:
+        fields = {**_queue(queue), "consumerGroup": group, "commitOffset": str(offset)}
+        return self._ask(RequestCode.UPDATE_CONSUMER_OFFSET, fields, lambda answer: not _succeeded(answer).remark)
+
+    def min_offset(self, queue: MessageQueue) -> Later[int]:
+        return self._ask(RequestCode.GET_MIN_OFFSET, _queue(queue), _offset)
+
+    def max_offset(self, queue: MessageQueue) -> Later[int]:
+        return self._ask(RequestCode.GET_MAX_OFFSET, _queue(queue), _offset)
+
+    def offset_by_time(self, queue: MessageQueue, timestamp_ms: int, boundary: Boundary) -> Later[int]:
+        fields = {**_queue(queue), "timestamp": str(timestamp_ms), "boundaryType": boundary.name}
+        return self._ask(RequestCode.SEARCH_OFFSET_BY_TIMESTAMP, fields, _offset)
+
+    def lock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Later[list[MessageQueue]]:
+        body = encode(LockBatchRequest(consumer_group=group, client_id=client_id, mq_set=list(queues)))
+        return self._ask(RequestCode.LOCK_BATCH_MQ, {}, _locked, body=body)
+
+    def unlock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Later[None]:
+        body = encode(LockBatchRequest(consumer_group=group, client_id=client_id, mq_set=list(queues)))
+        return self._ask(RequestCode.UNLOCK_BATCH_MQ, {}, _nothing, body=body)
+
     # ------------------------------------------------------------------------------------------ what it knows
 
     def topic_config(self, topic: str) -> Later[TopicConfig]:
@@ -276,72 +317,6 @@ class RemoteBroker:
     def group_config(self, group: str) -> Later[GroupConfig | None]:
         """Fails with GroupNotFound."""
         return self._ask(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, {"group": group}, partial(_config, GroupConfig))
-
-    # --------------------------------------------------------------------------------------------------- asking
-
-    def _ask(
-        self,
-        code: int,
-        fields: Mapping[str, str],
-        read: Callable[[Command], T],
-        *,
-        body: bytes = b"",
-        wait_ms: int = 0,
-        sends: bool = False,
-    ) -> Later[T]:
-        """Ask the master, or for anything but a send a replica where it is gone. Raises Unreachable, SystemBusy."""
-        address, health = self._choose(sends)
-        if self._in_flight >= MOST_IN_FLIGHT or self._bytes_in_flight + len(body) > MOST_BYTES_IN_FLIGHT:
-            raise SystemBusy(
-                f"the broker {self.name} has not answered {self._in_flight} requests of {self._bytes_in_flight} bytes, "
-                f"the limits are {MOST_IN_FLIGHT} and {MOST_BYTES_IN_FLIGHT}: try again in a moment"
-            )
-        health.admit(self.name)
-        self._in_flight += 1
-        self._bytes_in_flight += len(body)
-        began_ms = self._clock.steady_ms()
-        answer: Later[T] = Later()
-
-        def done() -> None:
-            self._in_flight -= 1
-            self._bytes_in_flight -= len(body)
-
-        def answered(command: Command) -> None:
-            done()
-            health.answered()
-            if sends:
-                health.took(self._clock.steady_ms() - began_ms)
-            try:
-                value = read(command)
-            except (LookupError, ValueError, ProtocolError) as error:
-                answer.fail(SaturnError(f"the broker {self.name} gave an answer that cannot be read: {error!r}"))
-            except SaturnError as error:
-                answer.fail(error)
-            else:
-                answer.resolve(value)
-
-        def failed(error: BaseException) -> None:
-            done()
-            if isinstance(error, SaturnError):
-                health.failed(error)
-            answer.fail(error)
-
-        def cancel() -> None:
-            done()
-            asked.cancel()
-
-        client = self._sends if sends else self._others
-        asked = client.request(address, code, fields, body, wait_ms + TIMEOUT_MS)
-        answer.on_cancel = cancel
-        asked.then(answered, failed)
-        return answer
-
-    def _choose(self, sends: bool) -> tuple[Address, Health]:
-        """The master; for what is no send the first one that can be reached."""
-        places = [place for broker_id, place in self._healths.items() if not sends or broker_id == MASTER]
-        if not places:
-            raise Unreachable(f"no NameServer knows {'a master of ' if sends else ''}the broker {self.name}")
-        return next((place for place in places if not place[1].paused), places[0])
 
 
 def _succeeded(answer: Command) -> Command:
@@ -390,6 +365,23 @@ def _popped(answer: Command) -> PopResult:
         return PopResult(status=_NOT_POPPED[answer.code])
     _succeeded(answer)
     return decode_popped(answer.fields, answer.body)
+
+
+def _notice(answer: Command) -> Notice:
+    fields = _succeeded(answer).fields
+    return Notice(fields.get("hasMsg") == "true", fields.get("pollingFull") == "true")
+
+
+def _queue(queue: MessageQueue) -> dict[str, str]:
+    return {"topic": queue.topic, "queueId": str(queue.queue_id)}
+
+
+def _offset(answer: Command) -> int:
+    return int(_succeeded(answer).fields["offset"])
+
+
+def _locked(answer: Command) -> list[MessageQueue]:
+    return decode(LockBatchResponse, _succeeded(answer).body).locked
 
 
 def _changed(answer: Command) -> InvisibleChanged:

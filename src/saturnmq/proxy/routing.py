@@ -57,6 +57,18 @@ class TopicView(msgspec.Struct, kw_only=True):
             return self.writable[jump_hash(tag_hash(message_group), len(self.writable))]
         return next(self.next_writable)
 
+    @property
+    def is_on_one_broker(self) -> bool:
+        return self.writable[0].broker_name == self.writable[-1].broker_name
+
+    def choose_other_queue(self, brokers: Mapping[str, BrokerPort], tried: MessageQueue) -> MessageQueue | None:
+        """The next one in turn on another broker that takes sends; None: there is none."""
+        for _ in self.writable:
+            queue = next(self.next_writable)
+            if queue.broker_name != tried.broker_name and brokers[queue.broker_name].takes_sends:
+                return queue
+        return None
+
     def choose_broker(self, wanted: str) -> str:
         """The broker to receive from: the one asked for, else in turn. Raises NoPermission."""
         if wanted in self.readable:

@@ -107,9 +107,7 @@ def start_cluster(home: Path, namesrv: str = OURS, broker: str = OURS, proxy: st
     def ours(name: str, *arguments: str) -> dict[str, str]:
         files = home / name
         files.mkdir()
-        process = ServerProcess(
-            name, *arguments, "--http-port", "0", "--data-dir", str(files / "data"), home=files
-        )
+        process = ServerProcess(name, *arguments, "--http-port", "0", "--data-dir", str(files / "data"), home=files)
         process.start()
         opened.callback(process.stop)
         logs.append(process.log_file)

@@ -3,12 +3,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from saturnmq.kernel.config import BrokerConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
+from saturnmq.kernel.config import BrokerConfig, ClusterConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "configuration.md"
 
 
-@pytest.mark.parametrize("struct", [NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig, Limits])
+@pytest.mark.parametrize("struct", [NameserverConfig, BrokerConfig, StoreConfig, ProxyConfig, ClusterConfig, Limits])
 def test_the_page_has_every_setting_and_its_default(struct: type[msgspec.Struct]) -> None:
     page = PAGE.read_text()
     for field in msgspec.structs.fields(struct):

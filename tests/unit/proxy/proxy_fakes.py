@@ -54,6 +54,7 @@ class FakeBroker:
     ones."""
 
     name = "broker-a"
+    takes_sends = True
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock

@@ -1,0 +1,201 @@
+"""Cluster mode: a Proxy that reaches its brokers over the wire."""
+
+from __future__ import annotations
+
+import pytest
+from cluster_stage import NAMES, ClusterStage, handle_of
+from proxy_fakes import receive_request
+
+from saturnmq.kernel.topic import GroupConfig
+from saturnmq.wire.proto import rocketmq_pb2 as pb
+from saturnmq.wire.remoting.codes import RequestCode
+from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
+
+
+@pytest.fixture
+def stage() -> ClusterStage:
+    stage = ClusterStage()
+    stage.add_topic("t")
+    stage.brokers["broker-a"].broker.groups.get("g")
+    return stage
+
+
+def test_there_and_back(stage: ClusterStage) -> None:
+    stage.take()  # the group begins at the end
+    sent = stage.send(b"x", tag="a", keys=["k"])
+    assert sent.status.code == pb.OK
+    assert sent.entries[0].offset == 0
+    (received,) = stage.take()
+    assert (received.body, received.system_properties.tag, received.topic.name) == (b"x", "a", "t")
+    assert received.system_properties.message_id == sent.entries[0].message_id
+    assert stage.ack(handle_of(received)) == pb.OK
+    stage.clock.advance(60_000)
+    assert stage.take() == []
+
+
+def test_a_batch_is_one_request(stage: ClusterStage) -> None:
+    request = pb.SendMessageRequest()
+    for body in (b"1", b"2"):
+        request.messages.add(
+            topic=pb.Resource(name="t"),
+            body=body,
+            system_properties=pb.SystemProperties(message_id=body.decode(), message_type=pb.NORMAL),
+        )
+    answer = stage.unary("SendMessage", request, pb.SendMessageResponse)
+    assert [entry.status.code for entry in answer.entries] == [pb.OK, pb.OK]
+    assert stage.stored() == [("broker-a", b"1"), ("broker-a", b"2")]
+    assert stage.network.count(RequestCode.SEND_BATCH_MESSAGE) == 1
+
+
+def test_a_fresh_proxy_takes_the_handles_of_another(stage: ClusterStage) -> None:
+    stage.take()
+    stage.send()
+    (received,) = stage.take()
+    stage.start_proxy()
+    assert stage.ack(handle_of(received)) == pb.OK
+
+
+def test_unknown_topics_are_asked_for_once_in_a_while(stage: ClusterStage) -> None:
+    for _ in range(3):
+        assert stage.send(topic="none").status.code == pb.TOPIC_NOT_FOUND
+    assert stage.network.count(RequestCode.GET_ROUTEINFO_BY_TOPIC) == 1
+    stage.add_topic("none")
+    stage.clock.advance(1_000)
+    assert stage.send(topic="none").status.code == pb.OK
+
+
+def test_what_is_known_of_a_topic_is_good_for_a_while(stage: ClusterStage) -> None:
+    for _ in range(3):
+        assert stage.send().status.code == pb.OK
+    assert stage.network.count(RequestCode.GET_ROUTEINFO_BY_TOPIC) == 1
+    assert stage.network.count(RequestCode.GET_TOPIC_CONFIG) == 1
+    stage.network.dead.add(NAMES)
+    stage.clock.advance(250_000)
+    assert stage.send().status.code == pb.OK, "it is not forgotten while no NameServer can be asked"
+
+
+def test_the_other_brokers_go_on_without_a_dead_one() -> None:
+    stage = ClusterStage(brokers=2)
+    stage.add_topic("t")
+    stage.network.dead.add(stage.address("broker-b"))
+    assert {stage.send(b"%d" % number).status.code for number in range(6)} == {pb.OK}
+    assert stage.stored() == [("broker-a", b"%d" % number) for number in range(6)]
+    tried = [address for address, code in stage.network.asked if code == RequestCode.SEND_MESSAGE_V2]
+    assert tried.count(stage.address("broker-b")) == 1, "it is left alone for a moment"
+    stage.network.dead.clear()
+    stage.clock.advance(5_000)
+    for number in range(6, 10):
+        assert stage.send(b"%d" % number).status.code == pb.OK
+    assert [name for name, _ in stage.stored()].count("broker-b") == 2
+
+
+def test_messages_of_a_group_go_to_no_other_broker() -> None:
+    stage = ClusterStage(brokers=2)
+    stage.add_topic("t", "FIFO")
+    assert stage.send(message_type=pb.FIFO, message_group="a").status.code == pb.OK
+    ((name, _),) = stage.stored()
+    stage.network.dead.add(stage.address(name))
+    assert stage.send(message_type=pb.FIFO, message_group="a").status.code == pb.PROXY_TIMEOUT
+    assert len(stage.stored()) == 1
+
+
+def test_what_may_be_stored_already_is_not_sent_again() -> None:
+    stage = ClusterStage(brokers=2)
+    stage.add_topic("t")
+    stage.network.silent |= {stage.address("broker-a"), stage.address("broker-b")}
+    request = pb.SendMessageRequest()
+    request.messages.add(
+        topic=pb.Resource(name="t"),
+        body=b"x",
+        system_properties=pb.SystemProperties(message_id="id", message_type=pb.NORMAL),
+    )
+    # what is known of the topic is asked of a broker too
+    stage.network.silent.clear()
+    stage.send(b"first")
+    stage.network.silent |= {stage.address("broker-a"), stage.address("broker-b")}
+    before = stage.network.count(RequestCode.SEND_MESSAGE_V2)
+    call = stage.start("SendMessage", request)
+    stage.clock.advance(3_000)
+    assert pb.SendMessageResponse.FromString(call.out[-1]).status.code == pb.PROXY_TIMEOUT
+    assert stage.network.count(RequestCode.SEND_MESSAGE_V2) == before + 1
+
+
+def test_brokers_come_and_go() -> None:
+    stage = ClusterStage()
+    stage.add_topic("t")
+    stage.send(b"first")
+    stage.add_broker("broker-b")
+    stage.add_topic("t")
+    stage.clock.advance(40_000)
+    stage.send()  # asks where the topic is by now
+    for number in range(4):
+        stage.send(b"%d" % number)
+    assert {name for name, _ in stage.stored()} == {"broker-a", "broker-b"}
+    assert set(stage.cluster.brokers) == {"broker-a", "broker-b"}
+    stage.brokers["broker-b"].stop()
+    stage.clock.advance(20_000)
+    assert set(stage.cluster.brokers) == {"broker-a"}
+    assert stage.cluster.trouble() == ""
+
+
+def test_readiness_tells_of_brokers() -> None:
+    stage = ClusterStage(brokers=0)
+    assert "no NameServer" in stage.cluster.trouble()
+    stage.add_broker("broker-a")
+    stage.clock.advance(20_000)
+    assert stage.cluster.trouble() == ""
+    stage.add_topic("t")
+    stage.network.dead.add(stage.address("broker-a"))
+    stage.send()
+    assert "broker-a" in stage.cluster.trouble()
+
+
+def test_what_comes_for_somebody_who_left_goes_back(stage: ClusterStage) -> None:
+    stage.take()
+    request = receive_request()
+    gone = stage.receive(request)
+    stage.clock.run_soon()
+    assert gone.ended is None
+    gone.cancel()
+    stage.send(b"x")
+    stage.clock.advance(1_500)
+    assert [received.body for received in stage.take()] == [b"x"]
+
+
+def test_a_broker_of_ours_keeps_the_handle_of_a_push_consumer(stage: ClusterStage) -> None:
+    hold_for_hours(stage)
+
+
+def test_over_apaches_broker_the_proxy_knows_what_stands_for_the_handle(stage: ClusterStage) -> None:
+    stage.network.unknown_fields |= {KEEP_HANDLE, CHECKS_HANDLE}
+    hold_for_hours(stage)
+
+
+def hold_for_hours(stage: ClusterStage) -> None:
+    settings = pb.Settings(client_type=pb.PUSH_CONSUMER, subscription=pb.Subscription(group=pb.Resource(name="g")))
+    stage.settings(settings)
+    stage.take(auto_renew=True)
+    stage.send(b"x")
+    (received,) = stage.take(auto_renew=True)
+    for _ in range(60):
+        stage.clock.advance(60_000)
+        assert stage.unary("Heartbeat", pb.HeartbeatRequest(), pb.HeartbeatResponse).status.code == pb.OK
+    assert stage.ack(handle_of(received)) == pb.OK
+    stage.clock.advance(120_000)
+    assert stage.take() == []
+
+
+def test_over_apaches_broker_the_proxy_looks_whether_a_handle_is_expired(stage: ClusterStage) -> None:
+    stage.network.unknown_fields |= {KEEP_HANDLE, CHECKS_HANDLE}
+    stage.take()
+    stage.send(b"x")
+    (received,) = stage.take()
+    stage.clock.advance(29_999)
+    stage.clock.advance(1)
+    assert stage.ack(handle_of(received)) == pb.INVALID_RECEIPT_HANDLE
+
+
+def test_settings_of_a_group(stage: ClusterStage) -> None:
+    stage.brokers["broker-a"].broker.groups.put(GroupConfig(group_name="g", retry_max_times=3))
+    settings = pb.Settings(client_type=pb.PUSH_CONSUMER, subscription=pb.Subscription(group=pb.Resource(name="g")))
+    assert stage.settings(settings).backoff_policy.max_attempts == 4
