@@ -22,7 +22,7 @@ from saturnmq.kernel.errors import (
 )
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later, Reply, chain, rescue
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
+from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, GroupMembers
 from saturnmq.kernel.topic import BrokerData, GroupConfig, TopicConfig, TopicRoute
 from saturnmq.net.lookups import Kept, Lookups
 from saturnmq.net.nameservers import NameServers
@@ -180,6 +180,9 @@ class Cluster:
     def producer_joined(self, channel: ClientChannel, group: str) -> None: ...
 
     def client_left(self, channel: ClientChannel, group: str | None = None) -> None: ...
+
+    def members(self, group: str) -> Reply[GroupMembers | None]:
+        return None
 
     # ----------------------------------------------------------------------------------------------- looking up
 

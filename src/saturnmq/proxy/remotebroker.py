@@ -47,7 +47,7 @@ from saturnmq.wire.remoting.bodies import LockBatchRequest, LockBatchResponse, d
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, error_of
 from saturnmq.wire.remoting.command import Command
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
-from saturnmq.wire.remoting.pops import decode_popped
+from saturnmq.wire.remoting.popanswers import decode_popped
 
 #: messages that came for somebody who is gone are hidden for so long, milliseconds (invisibleTimeMillisWhenClear)
 GIVE_BACK_MS = 1_000
@@ -164,7 +164,6 @@ class RemoteBroker:
             "queueId": str(request.queue.queue_id),
             "queueOffset": str(request.offset),
             "maxMsgNums": str(request.max_messages),
-            "maxMsgBytes": str(request.max_bytes),
             "sysFlag": str(
                 _SUBSCRIPTION
                 | (_SUSPEND if request.wait_ms else 0)
@@ -176,7 +175,10 @@ class RemoteBroker:
             "subscription": wanted.expression,
             "expressionType": wanted.expression_type,
         }
-        return self._ask(RequestCode.PULL_MESSAGE, fields, _pulled, wait_ms=request.wait_ms)
+        if request.max_bytes:
+            fields["maxMsgBytes"] = str(request.max_bytes)
+        code = RequestCode.LITE_PULL_MESSAGE if request.lite else RequestCode.PULL_MESSAGE
+        return self._ask(code, fields, _pulled, wait_ms=request.wait_ms)
 
     def pop(self, request: PopRequest) -> Later[PopResult]:
         """What comes for somebody who does not want it any more goes back to the group at once."""

@@ -318,6 +318,8 @@ _ERRORS: dict[int, type[errors.SaturnError]] = {
     ResponseCode.TOPIC_NOT_EXIST: errors.TopicNotFound,
     ResponseCode.QUERY_NOT_FOUND: errors.NotFound,
     ResponseCode.SUBSCRIPTION_PARSE_FAILED: errors.IllegalFilter,
+    ResponseCode.SUBSCRIPTION_NOT_EXIST: errors.SubscriptionUnknown,
+    ResponseCode.SUBSCRIPTION_NOT_LATEST: errors.SubscriptionOutdated,
     ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST: errors.GroupNotFound,
     ResponseCode.INVALID_PARAMETER: errors.InvalidParameter,
     ResponseCode.CONSUMER_NOT_ONLINE: errors.ConsumerNotOnline,

@@ -1,12 +1,5 @@
-"""The answer to a pop, which says in three texts what makes the receipt handles of its messages.
-
-Source: remoting/protocol/header/ExtraInfoUtil.java, client/impl/MQClientAPIImpl.java (processPopResponse). Entries of a
-text are joined by `;`, and begin with the kind of topic (0, or 1 and 2 for pop retry topics) and a queue id:
-
-    startOffsetInfo   kind queueId startOffset
-    msgOffsetInfo     kind queueId offset,offset,…
-    orderCountInfo    kind queueId count, and kind qo<queueId>%<offset> count
-"""
+"""What the answer to a pop says (`poprequests` has the form), as a client reads it: client/impl/MQClientAPIImpl.java
+(processPopResponse)."""
 
 from __future__ import annotations
 
