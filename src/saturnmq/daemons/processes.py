@@ -40,7 +40,7 @@ from saturnmq.net.nameservers import NameServers, RemoteRoutes
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.net.remoting_server import RemotingServer
 from saturnmq.net.tasks import ThreadBackground, wait_reply
-from saturnmq.net.tls import server_context
+from saturnmq.net.tls import CertificateWatch, certificate_files, server_context
 from saturnmq.proxy import grpc as proxy_grpc
 from saturnmq.proxy.cluster import Cluster
 from saturnmq.proxy.proxy import Proxy as ProxyRoom
@@ -121,10 +121,13 @@ class Daemon:
         except ValueError as error:
             raise IllegalConfig(f"advertise = {config.advertise!r} cannot be used: {error}") from error
         try:
-            context = server_context(data_dir / "tls", config.tls_cert_path, config.tls_key_path)
+            files = certificate_files(data_dir / "tls", config.tls_cert_path, config.tls_key_path)
+            context = server_context(files)
+            watch = CertificateWatch(context, files, self.clock, config.tls_cert_watch_interval_ms)
         except OSError as error:
             named = config.tls_cert_path or f"in {data_dir / 'tls'}"
             raise StartError(f"the TLS certificate {named} cannot be used: {error}") from error
+        self.opened.callback(watch.close)
         return GrpcServer(methods, self.clock, self.limits, self.metrics, context)
 
     def proxy_config(self) -> ProxyConfig:

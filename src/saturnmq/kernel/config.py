@@ -239,6 +239,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: PEM files; empty: a self-signed certificate, made at the first start in the data directory
     tls_cert_path: str = ""
     tls_key_path: str = ""
+    #: milliseconds between looks whether these files have changed; new connections get the new certificate
+    tls_cert_watch_interval_ms: Positive = 3_600_000
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -327,8 +329,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     connection_write_buffer_bytes: Positive = 4 * MIB
     #: unsent reply bytes of one Remoting connection before it is cut off: what it asked for before keeps coming
     connection_unsent_bytes: Positive = 64 * MIB
-    #: one gRPC request message; grpcMaxInboundMessageSize
-    grpc_message_bytes: Positive = 130 * MIB
+    #: one gRPC request message
+    grpc_message_bytes: Positive = msgspec.field(default=130 * MIB, name="grpcMaxInboundMessageSize")
     #: what a gRPC message may hold that its gzip made over ten times smaller: a body of maxMessageSize and the rest
     grpc_inflated_bytes: Positive = 5 * MIB
     #: gRPC requests that are not whole yet, all connections together
@@ -351,8 +353,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     max_connections_per_host: Natural = 0
     #: a load balancer in front may say for whom a connection is (HAProxy's PROXY protocol, 1 and 2), as at Apache's
     proxy_protocol: bool = True
-    #: milliseconds without any request or stream before a connection is closed
+    #: milliseconds without any request before a Remoting connection is closed
     idle_connection_ms: Positive = 120_000
+    #: milliseconds without any call before a gRPC connection is closed
+    grpc_idle_ms: Positive = msgspec.field(default=120_000, name="grpcClientIdleTimeMills")
+    #: milliseconds, and up to a tenth more, after which the clients of a gRPC connection are sent to a new one, which
+    #: a load balancer may place elsewhere; 0: never, as at Apache's
+    grpc_max_connection_age_ms: Natural = 0
     #: milliseconds from accept to a recognised protocol
     handshake_ms: Positive = 10_000
 

@@ -42,6 +42,9 @@ NEVER_MS = 1 << 62
 NO_ADDRESS = ("", 0)
 UNKNOWN_METHOD = "unknown"
 STOPS = "the server stops"
+AGED = "the connection is old: call again on a new one"
+#: connections that were made together do not all grow old together: their ports spread it
+AGE_SPREAD = 1000
 
 
 class Kind(IntEnum):
@@ -255,6 +258,8 @@ class GrpcConnection(asyncio.Protocol):
         self._earliest_ms = NEVER_MS
         self._deadline_timer: Timer | None = None
         self._deadline_timer_ms = NEVER_MS
+        #: when it is old
+        self._old_ms = NEVER_MS
         #: see `sweep`
         self._active_ms = clock.steady_ms()
         self._progress = (0, 0, 0, 0)
@@ -266,6 +271,9 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._limits.connection_write_buffer_bytes)
         socket_ends = _address(transport.get_extra_info("peername")), _address(transport.get_extra_info("sockname"))
         self.peer, self.local = self._ends or socket_ends
+        if age_ms := self._limits.grpc_max_connection_age_ms:
+            age_ms += age_ms * (self.peer.port % (AGE_SPREAD // 10)) // AGE_SPREAD
+            self._old_ms = self._clock.steady_ms() + age_ms
         self._traffic.connections.add()
         self._traffic.connections_opened.add()
         self._opened(self)
@@ -468,7 +476,7 @@ class GrpcConnection(asyncio.Protocol):
         self._held_bytes += held_bytes - body.held_bytes
         self._traffic.held_bytes += held_bytes - body.held_bytes
         body.held_bytes = held_bytes
-        body.held_until_ms = self._now_ms + self._limits.idle_connection_ms
+        body.held_until_ms = self._now_ms + self._limits.grpc_idle_ms
 
     def _on_message(self, call: Call, message: bytes) -> None:
         if call.on_message is not None:
@@ -700,16 +708,19 @@ class GrpcConnection(asyncio.Protocol):
         elif not http2.ready:
             if now_ms - self._active_ms >= limits.handshake_ms:
                 self._close_for(_limit("handshake_ms", f"no HTTP/2 within {limits.handshake_ms} ms"))
+        elif now_ms >= self._old_ms:
+            self._old_ms = NEVER_MS
+            self.drain(NEVER_MS, AGED)
         elif progress != self._progress or (http2.streams and not stuck):
             self._progress = progress
             self._active_ms = now_ms
-        elif now_ms - self._active_ms >= limits.idle_connection_ms:
+        elif now_ms - self._active_ms >= limits.grpc_idle_ms:
             if stuck:
-                self._close_for(_limit("idle_connection_ms", "the client leaves its answers unread"))
+                self._close_for(_limit("grpc_idle_ms", "the client leaves its answers unread"))
             else:
                 self.drain(now_ms + limits.handshake_ms)
 
-    def drain(self, close_by_ms: int) -> None:
+    def drain(self, close_by_ms: int, reason: str = STOPS) -> None:
         """Take no new calls, finish what runs, close. From `close_by_ms` on a sweep waits for calls only."""
         self._close_by_ms = min(self._close_by_ms, close_by_ms)
         if not self._http2.ready:
@@ -718,7 +729,7 @@ class GrpcConnection(asyncio.Protocol):
         self._http2.drain()
         for call in self._calls():
             if call._method.kind == Kind.BIDI:
-                self._end_call(call, GrpcStatus.UNAVAILABLE, STOPS)
+                self._end_call(call, GrpcStatus.UNAVAILABLE, reason)
         self._flush()
 
     def cut(self) -> None:

@@ -24,6 +24,8 @@ log = logging.getLogger("saturnmq.net.grpc")
 
 #: how the looks at connections divide the shortest time that they watch
 SWEEPS = 4
+#: connections looked at in one turn of the loop: half a millisecond
+SWEPT_PER_TURN = 100
 #: the first byte of a TLS record that begins a handshake
 TLS_HANDSHAKE = b"\x16"
 #: milliseconds that clients have to take their last answers before they are cut off
@@ -144,15 +146,23 @@ class GrpcServer:
 
     def _plan_sweep(self) -> None:
         if self._sweep_timer is None and not self._closing:
-            period_ms = min(self._limits.handshake_ms, self._limits.idle_connection_ms) // SWEEPS
+            period_ms = min(self._limits.handshake_ms, self._limits.grpc_idle_ms) // SWEEPS
             self._sweep_timer = self._clock.call_at(self._clock.now_ms() + period_ms, self._sweep)
 
     def _sweep(self) -> None:
         self._sweep_timer = None
+        self._sweep_some(list(self._connections))
+
+    def _sweep_some(self, left: list[GrpcConnection]) -> None:
+        """As many as nobody waits for; the others in later turns of the loop."""
         now_ms = self._clock.steady_ms()
-        for connection in list(self._connections):
-            connection.sweep(now_ms)
-        if self._handshakes or self._connections:
+        for connection in left[-SWEPT_PER_TURN:]:
+            if connection in self._connections:
+                connection.sweep(now_ms)
+        del left[-SWEPT_PER_TURN:]
+        if left:
+            self._clock.call_soon(partial(self._sweep_some, left))
+        elif self._handshakes or self._connections:
             self._plan_sweep()
 
 

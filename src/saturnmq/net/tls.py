@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import logging
 import os
 import socket
 import ssl
 import time
 from pathlib import Path
+
+from saturnmq.kernel.clock import Clock
+
+log = logging.getLogger(__name__)
 
 CERTIFICATE_FILE = "tls-certificate.pem"
 KEY_FILE = "tls-key.pem"
@@ -22,16 +27,20 @@ LIFETIME_DAYS = 825
 RENEW_DAYS = 30
 
 
-def server_context(directory: str | Path, certificate: str = "", key: str = "") -> ssl.SSLContext:
-    """TLS for an HTTP/2 port: version 1.2 or later, ALPN h2.
-
-    `certificate` and `key` name PEM files; without them the development certificate in `directory` serves, and is made
-    when it is not there. Raises OSError (ssl.SSLError is one) for files that cannot be used.
+def certificate_files(directory: str | Path, certificate: str = "", key: str = "") -> tuple[Path, Path]:
+    """`certificate` and `key` name PEM files; without them the development certificate in `directory` serves, and is
+    made when it is not there. Raises OSError.
     """
     if certificate:
-        files = Path(certificate), Path(key or certificate)
-    else:
-        files = development_certificate(Path(directory))
+        return Path(certificate), Path(key or certificate)
+    return development_certificate(Path(directory))
+
+
+def server_context(files: tuple[Path, Path]) -> ssl.SSLContext:
+    """TLS for an HTTP/2 port: version 1.2 or later, ALPN h2.
+
+    Raises OSError (ssl.SSLError is one) for files that cannot be used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
@@ -40,6 +49,44 @@ def server_context(directory: str | Path, certificate: str = "", key: str = "") 
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(*files)
     return context
+
+
+class CertificateWatch:
+    """Puts a certificate whose files have changed into the context that serves it. Owner of its timer.
+
+    Connections that stand keep what they have. Files that do not fit together serve nobody: who replaces them does so
+    one after the other, and the next look finds both.
+    """
+
+    def __init__(self, context: ssl.SSLContext, files: tuple[Path, Path], clock: Clock, interval_ms: int) -> None:
+        self._context, self._files, self._clock, self._interval_ms = context, files, clock, interval_ms
+        self._seen = self._identity()
+        self._plan()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _plan(self) -> None:
+        self._timer = self._clock.call_at(self._clock.now_ms() + self._interval_ms, self._look)
+
+    def _look(self) -> None:
+        self._plan()
+        try:
+            found = self._identity()
+            if found == self._seen:
+                return
+            server_context(self._files)  # all or nothing
+            self._context.load_cert_chain(*self._files)
+        except OSError as error:
+            log.warning("the changed TLS certificate %s cannot be used, the old one serves: %s", self._files[0], error)
+            return
+        self._seen = found
+        log.info("new connections get the changed TLS certificate %s", self._files[0])
+
+    def _identity(self) -> list[tuple[int, int, int]]:
+        """Raises OSError."""
+        stats = [path.stat() for path in self._files]
+        return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def development_certificate(directory: Path) -> tuple[Path, Path]:

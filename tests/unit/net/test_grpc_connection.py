@@ -353,7 +353,7 @@ def test_incomplete_messages_of_all_connections_are_bounded() -> None:
 
 def test_requests_that_are_never_finished_end() -> None:
     """A stream that waits for us keeps a connection; it does not keep another one's half request."""
-    peer = Peer(Limits(idle_connection_ms=20_000))
+    peer = Peer(Limits(grpc_idle_ms=20_000))
     peer.serve(Kind.UNARY, lambda call, question: b"")
     peer.routes[b"/s/talk"] = Route(Method(Kind.BIDI, lambda call: None), "talk", ("talk", "OK"))
     peer.say(opening(1, **{":path": "/s/talk"}), opening(3), data(3, body(b"abc")[:6]))
@@ -758,7 +758,7 @@ def pass_time(peer: Peer, milliseconds: int, step_ms: int = 1000) -> None:
 
 
 def test_idle_connections_are_closed_politely(caplog: pytest.LogCaptureFixture) -> None:
-    peer = Peer(Limits(idle_connection_ms=20_000, handshake_ms=10_000))
+    peer = Peer(Limits(grpc_idle_ms=20_000, handshake_ms=10_000))
     peer.serve(Kind.UNARY, lambda call, question: b"")
     pass_time(peer, 15_000)
     peer.ask()
@@ -775,7 +775,7 @@ def test_idle_connections_are_closed_politely(caplog: pytest.LogCaptureFixture) 
 
 
 def test_idle_connections_whose_peer_is_gone_are_cut() -> None:
-    peer = Peer(Limits(idle_connection_ms=20_000, handshake_ms=10_000))
+    peer = Peer(Limits(grpc_idle_ms=20_000, handshake_ms=10_000))
     pass_time(peer, 21_000)
     assert not peer.transport.closed
     pass_time(peer, 11_000)
@@ -783,7 +783,7 @@ def test_idle_connections_whose_peer_is_gone_are_cut() -> None:
 
 
 def test_a_call_that_crosses_the_goaway_of_an_idle_connection_is_served() -> None:
-    peer = Peer(Limits(idle_connection_ms=20_000, handshake_ms=10_000))
+    peer = Peer(Limits(grpc_idle_ms=20_000, handshake_ms=10_000))
     later: Later[bytes] = Later()
     peer.serve(Kind.UNARY, lambda call, question: later)
     pass_time(peer, 21_000)
@@ -797,8 +797,30 @@ def test_a_call_that_crosses_the_goaway_of_an_idle_connection_is_served() -> Non
     assert not peer.transport.aborted
 
 
+def test_clients_of_an_old_connection_are_sent_to_a_new_one(caplog: pytest.LogCaptureFixture) -> None:
+    """What runs is finished; calls that stand are called again. The peer's port adds up to a tenth."""
+    peer = Peer(Limits(grpc_max_connection_age_ms=30_000))
+    later: Later[bytes] = Later()
+    peer.serve(Kind.UNARY, lambda call, question: later)
+    peer.routes[b"/s/talk"] = Route(Method(Kind.BIDI, lambda call: None), "s/talk", ("s/talk", "OK"))
+    peer.ask(1)
+    peer.say(opening(3, **{":path": "/s/talk"}))
+    pass_time(peer, 29_000)
+    assert peer.heard() == {}
+    pass_time(peer, 4_000)
+    heard = peer.heard()
+    assert heard[0] == [("goaway", ErrorCode.NO_ERROR)]
+    assert heard[3][0]["grpc-message"] == "the connection is old: call again on a new one"
+    drained(peer)
+    later.resolve(b"late")
+    peer.clock.run_soon()
+    assert peer.heard()[1] == [ANSWER, body(b"late"), OK]
+    assert peer.transport.closed
+    assert caplog.records == []
+
+
 def test_a_connection_with_a_stream_is_not_idle() -> None:
-    peer = Peer(Limits(idle_connection_ms=20_000))
+    peer = Peer(Limits(grpc_idle_ms=20_000))
     cancellable(peer)
     peer.ask()
     pass_time(peer, 100_000)
@@ -822,7 +844,7 @@ def test_a_connection_that_says_nothing(caplog: pytest.LogCaptureFixture) -> Non
 @pytest.mark.parametrize("by", ["window", "socket"])
 def test_a_peer_that_stops_reading_is_closed(by: str, caplog: pytest.LogCaptureFixture) -> None:
     settings = {Setting.INITIAL_WINDOW_SIZE: 0} if by == "window" else {}
-    peer = Peer(Limits(idle_connection_ms=20_000), settings)
+    peer = Peer(Limits(grpc_idle_ms=20_000), settings)
     peer.serve(Kind.UNARY, lambda call, question: b"answer")
     peer.ask()
     if by == "socket":

@@ -134,7 +134,7 @@ LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 @pytest.fixture(params=LOOPS)
 def server(request: pytest.FixtureRequest, tls_directory: Path) -> Iterator[Server]:
     """With TLS and without it, on one port."""
-    server = Server(LOOPS[request.param](), Limits(), tls.server_context(tls_directory))
+    server = Server(LOOPS[request.param](), Limits(), tls.server_context(tls.certificate_files(tls_directory)))
     yield server
     server.stop()
 
@@ -344,7 +344,7 @@ def test_tls_that_is_not_configured(make_server: Callable[..., Server], caplog: 
 def test_whoever_stops_half_way(
     make_server: Callable[..., Server], tls_directory: Path, said: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = make_server(tls.server_context(tls_directory), handshake_ms=80)
+    server = make_server(tls.server_context(tls.certificate_files(tls_directory)), handshake_ms=80)
     with server.connect() as peer:
         peer.sendall(said)
         read_all(peer)
@@ -480,7 +480,7 @@ def test_many_connections_at_once(server: Server, tls_directory: Path) -> None:
 
 
 def test_idle_connections_are_closed(make_server: Callable[..., Server]) -> None:
-    server = make_server(idle_connection_ms=40)
+    server = make_server(grpc_idle_ms=40)
     with server.connect() as peer:
         peer.sendall(frames.PREFACE + frame(frames.SETTINGS, 0, 0))
         got = b""
