@@ -22,6 +22,7 @@ PORTS = {
     "grpc": "Proxy, gRPC with TLS or without (default 8081)",
     "http": "/healthz, /readyz and /metrics (default 5557; 5558 of a NameServer, 5559 of a Proxy)",
 }
+MAX_WORKERS = 64
 EPILOG = "Of an option given twice the last one wins."
 
 
@@ -71,6 +72,7 @@ def _parser() -> ArgumentParser:
     local.add_argument(
         "--dev", action="store_true", help="for a laptop: ASYNC_FLUSH, and topics and groups are created on first use"
     )
+    local.add_argument("--workers", type=_no_workers, help=SUPPRESS)
     _add_advertise(local)
     _add_proxy_config(local)
     _add_common(local)
@@ -98,6 +100,8 @@ def _parser() -> ArgumentParser:
     proxy.add_argument("--data-dir", type=Path, metavar="DIR", help="for the self-signed certificate, ./saturnmq-data")
     _add_proxy_config(proxy)
     proxy.add_argument("-pm", "--proxyMode", metavar="CLUSTER", help="taken for Apache's sake; Local mode is `local`")
+    proxy.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the ports")
+    proxy.add_argument("--worker", type=_inlet, help=SUPPRESS)
     _add_ports(proxy, "grpc", short="--port")
     _add_ports(proxy, "http")
     _add_advertise(proxy)
@@ -151,6 +155,20 @@ def _add_advertise(parser: ArgumentParser) -> None:
 
 def _add_print_config(parser: ArgumentParser) -> None:
     parser.add_argument("-p", "--print-config", "--printConfigItem", action="store_true", help="print every setting")
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
+        raise ArgumentTypeError(f"{text!r} is not a number of processes (1 to {MAX_WORKERS})")
+    return int(text)
+
+
+def _no_workers(_: str) -> int:
+    raise ArgumentTypeError("Local mode is one process: start `saturnmq namesrv`, `broker` and `proxy --workers N`")
+
+
+def _inlet(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(":")))
 
 
 def _port(text: str) -> int:

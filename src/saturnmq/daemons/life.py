@@ -32,7 +32,9 @@ _IMPORTED_S = time.monotonic()
 
 def main(command: str, options: Options) -> None:
     """Run until SIGTERM or SIGINT. Exits 1 with one line of reason when it cannot start."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    who = f"worker-{options.worker[0]} " if options.worker else ""
+    form = f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)
     kind = DAEMONS[command]
     for name in kind.quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -77,8 +79,9 @@ async def live(kind: type[Daemon], options: Options) -> None:
     Until it is ready a signal just ends the process: nothing was promised to anybody yet, and a store that was being
     recovered is recovered by the next start.
     """
-    daemon = kind(options, asyncio.get_running_loop())
-    ready_file = _ReadyFile(options.ready_file) if options.ready_file else None
+    loop = asyncio.get_running_loop()
+    daemon = _parent(kind, options, loop) if options.workers > 1 and not options.worker else kind(options, loop)
+    ready_file = _ReadyFile(options.ready_file) if options.ready_file and not options.worker else None
     async with daemon.opened:
         await daemon.start()
         stopped = _stopped_by_signal()
@@ -90,13 +93,24 @@ async def live(kind: type[Daemon], options: Options) -> None:
         if ready_file is not None:
             daemon.opened.callback(ready_file.remove)
             ready_file.write({name: str(dialable(address)) for name, address in daemon.endpoints.items()})
-        print(banner(daemon, started_s), flush=True)
+        if daemon.inlet is not None:
+            daemon.inlet.on_gone = stopped.set
+            daemon.opened.callback(daemon.inlet.close)
+            await daemon.inlet.start()
+        else:
+            print(banner(daemon, started_s), flush=True)
         if daemon.http is not None:
             daemon.http.start()
         await stopped.wait()
         logger.info("stopping: running requests have %d s to finish", DRAIN_MS // 1000)
         daemon.ready = False
     logger.info("stopped")
+
+
+def _parent(kind: type[Daemon], options: Options, loop: asyncio.AbstractEventLoop) -> Daemon:
+    from saturnmq.daemons.workers import Workers
+
+    return Workers(kind, options, loop)
 
 
 def _stopped_by_signal() -> asyncio.Event:

@@ -47,6 +47,10 @@ class Options:
     ready_file: Path | None = None
     print_config: bool = False
     test_clock: bool = False
+    #: processes that share the ports
+    workers: int = 1
+    #: of one of them: its number, and the descriptors of its `net.passing.Inlet`
+    worker: tuple[int, int, int] | None = None
 
     def values(self, *structs: type[msgspec.Struct]) -> dict[str, str]:
         """From the file, the environment and the command line, the later ones winning. Warns of what has no effect.

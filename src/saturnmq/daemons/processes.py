@@ -27,6 +27,7 @@ from saturnmq.kernel import configfile
 from saturnmq.kernel.config import BrokerConfig, ClusterConfig, Limits, NameserverConfig, ProxyConfig, StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig
 from saturnmq.kernel.host import Address, pack
+from saturnmq.kernel.later import Reply
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.nameserver import remoting as nameserver_remoting
 from saturnmq.nameserver.kvconfig import KvConfigs
@@ -37,6 +38,7 @@ from saturnmq.net.grpc_server import GrpcServer
 from saturnmq.net.http import HttpServer
 from saturnmq.net.lookups import Kept
 from saturnmq.net.nameservers import NameServers, RemoteRoutes
+from saturnmq.net.passing import Inlet
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.net.remoting_server import RemotingServer
 from saturnmq.net.tasks import ThreadBackground, wait_reply
@@ -60,6 +62,11 @@ LISTEN_ADVICE = {
     errno.EADDRINUSE: "stop what uses it, or choose another port ({flag}; 0 takes a free one)",
     errno.EACCES: "ports below 1024 are for root, choose another one ({flag})",
 }
+
+
+def shared_listeners(config: ProxyConfig) -> dict[str, int]:
+    """Those that workers share, and their default ports."""
+    return {"grpc": config.grpc_server_port}
 
 
 class StartError(Exception):
@@ -86,29 +93,36 @@ class Daemon:
         self.endpoints: dict[str, Address] = {}
         self.http: HttpServer | None = None
         self.ready = False
+        #: of a worker, how it gets its connections; else it accepts them itself
+        self.inlet = Inlet(*options.worker[1:], self.unready, self.metrics.lines) if options.worker else None
 
     async def start(self) -> None:
         """Open, then listen. Clients can connect when it returns. Raises StartError, IllegalConfig, StoreRefused."""
         raise NotImplementedError
 
     async def listen(self, name: str, server: RemotingServer | GrpcServer, default_port: int) -> Address:
-        wanted = self._wanted(name, default_port)
-        with _explained(name, wanted):
-            address = self.endpoints[name] = await server.listen(wanted.host, wanted.port)
+        address = self.wanted(name, default_port)
+        if self.inlet is not None:
+            self.inlet.serve(list(shared_listeners(ProxyConfig())).index(name), server)
+        else:
+            with explained(name, address):
+                address = await server.listen(address.host, address.port)
+        self.endpoints[name] = address
         self.servers.append(server)
         return address
 
     def bind_http(self, default_port: int = DEFAULT_HTTP_PORT) -> None:
         """Only bind: the pages are served once clients can connect, for they take 0.1 s to import."""
-        wanted = self._wanted("http", default_port)
-        self.http = HttpServer(
-            self.metrics,
-            lambda: self.trouble() if self.ready else "the server starts or stops",
-            self.clock.advance if self.options.test_clock else None,
-        )
+        if self.inlet is not None:
+            return  # the parent answers for all
+        wanted = self.wanted("http", default_port)
+        self.http = HttpServer(self.page, self.unready, self.clock.advance if self.options.test_clock else None)
         self.opened.push_async_callback(self.http.close)
-        with _explained("http", wanted):
+        with explained("http", wanted):
             self.endpoints["http"] = self.http.bind(wanted.host, wanted.port)
+
+    def unready(self) -> str:
+        return self.trouble() if self.ready else "the server starts or stops"
 
     def trouble(self) -> str:
         """Why clients had better go elsewhere; empty: they are welcome."""
@@ -136,7 +150,11 @@ class Daemon:
             return msgspec.structs.replace(config, advertise=str(advertised))
         return config
 
-    def _wanted(self, listener: str, default_port: int) -> Address:
+    def page(self) -> Reply[str]:
+        """What is counted, as Prometheus text."""
+        return "".join(self.metrics.lines())
+
+    def wanted(self, listener: str, default_port: int) -> Address:
         given = self.options.ports.get(listener)
         return Address(self.options.host, default_port if given is None else given)
 
@@ -181,7 +199,7 @@ class Daemon:
 
 
 @contextmanager
-def _explained(listener: str, wanted: Address) -> Iterator[None]:
+def explained(listener: str, wanted: Address) -> Iterator[None]:
     try:
         yield
     except OSError as error:

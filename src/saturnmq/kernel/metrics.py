@@ -59,6 +59,27 @@ class Metrics:
                 yield f"{labelled} {read()}\n"
 
 
+def together(label: str, pages: Mapping[str, str]) -> str:
+    """One page of the pages of several processes: each sample says by `label` whose it is."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for process, page in pages.items():
+        for line in page.splitlines():
+            if line.startswith("# "):
+                metric = line.split(" ", 3)[2]
+                if line not in heads.setdefault(metric, []):
+                    heads[metric].append(line)
+                continue
+            name, brace, rest = line.partition("{")
+            if brace:
+                sample = f'{name}{{{label}="{process}",{rest}'
+            else:
+                name, _, number = line.partition(" ")
+                sample = f'{name}{{{label}="{process}"}} {number}'
+            samples.setdefault(name, []).append(sample)
+    return "".join(f"{line}\n" for metric, head in heads.items() for line in (*head, *samples.get(metric, ())))
+
+
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
     pairs = ",".join(f'{key}="{_escape(value)}"' for key, value in labels.items())
     return f"{name}{{{pairs}}}" if pairs else name

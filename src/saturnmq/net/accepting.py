@@ -61,8 +61,9 @@ class Acceptor:
             self._loop.remove_reader(listener)
 
     def resume(self) -> None:
-        self._paused = False
-        self._watch(self._listeners)
+        if self._paused:
+            self._paused = False
+            self._watch(self._listeners)
 
     def close(self) -> None:
         self._paused = True

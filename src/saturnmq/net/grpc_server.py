@@ -95,6 +95,10 @@ class GrpcServer:
         for connection in list(self._connections):
             connection.abort()
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections) + len(self._silent) + len(self._handshakes)
+
     # -- from accept to a protocol
 
     def _take(self, newcomer: Newcomer, first: bytes) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.later import Reply
+from saturnmq.net.tasks import wait_reply
 
 if TYPE_CHECKING:
     import uvicorn
@@ -24,10 +25,14 @@ class HttpServer:
     """One listener. Owner: the daemon. The socket is bound first, so that its port is known before the pages are."""
 
     def __init__(
-        self, metrics: Metrics, ready: Callable[[], str], advance: Callable[[int], None] | None = None
+        self,
+        metrics: Callable[[], Reply[str]],
+        unready: Callable[[], str],
+        advance: Callable[[int], None] | None = None,
     ) -> None:
-        """`ready` answers "" or why not. `advance` puts the server's clock forward (`--test-clock`), milliseconds."""
-        self._metrics, self._ready, self._advance = metrics, ready, advance
+        """`metrics` is the page, `unready` answers "" or why not. `advance` puts the server's clock forward
+        (`--test-clock`), milliseconds."""
+        self._metrics, self._unready, self._advance = metrics, unready, advance
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._server: uvicorn.Server | None = None
@@ -98,11 +103,11 @@ class HttpServer:
         return _text("ok\n")
 
     async def _readyz(self, _: Request) -> Response:
-        reason = self._ready()
+        reason = self._unready()
         return _text(f"{reason}\n", 503) if reason else _text("ready\n")
 
     async def _page(self, _: Request) -> Response:
-        return _text("".join(self._metrics.lines()), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return _text(await wait_reply(self._metrics()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _advance_clock(self, request: Request) -> Response:
         assert self._advance is not None, "the route exists only with a clock to advance"

@@ -48,6 +48,10 @@ class RemotingServer:
         """Accept connections, see `Acceptor.listen`. May be called again. Raises OSError."""
         return await self._acceptor.listen(host, port)
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections) + len(self._adoptions)
+
     def adopt(self, accepted: socket.socket, peer: Address) -> None:
         """Serve a connection, however it was accepted."""
         self._newcomers.enter(accepted, peer)
