@@ -52,6 +52,8 @@ logger = logging.getLogger("saturnmq")
 
 #: how long requests that run at SIGTERM may still take
 DRAIN_MS = 5_000
+#: for answers that are on their way to a Proxy that stops
+LINGER_MS = 200
 DEFAULT_DATA_DIR = "saturnmq-data"
 DEFAULT_NAMESRV_PORT = 9876
 DEFAULT_HTTP_PORT = 5557
@@ -382,12 +384,18 @@ class Proxy(Daemon):
         await wait_reply(self.cluster.start())
         self.proxy = ProxyRoom(self.cluster.brokers, self.cluster, self.cluster, config, self.clock)
         self.opened.callback(self.proxy.close)
-        self.opened.push_async_callback(self.close_servers)
+        self.opened.push_async_callback(self._drain)
         self.data_dir = (self.options.data_dir or Path(DEFAULT_DATA_DIR)).absolute()
         await self.listen("grpc", self.grpc_server(self.proxy, self.data_dir), config.grpc_server_port)
 
     def trouble(self) -> str:
         return self.cluster.trouble()
+
+    async def _drain(self) -> None:
+        waited = self.proxy.drain()
+        await self.close_servers()
+        if waited:  # a broker may have answered just then: that goes back to its group
+            await asyncio.sleep(LINGER_MS / 1000)
 
     def _client(self, name: str) -> RemotingClient:
         client = RemotingClient(self.clock, self.limits, self.metrics, name=f"proxy-{name}")

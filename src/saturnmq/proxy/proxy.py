@@ -24,7 +24,7 @@ from saturnmq.kernel.errors import (
     Unreachable,
 )
 from saturnmq.kernel.handle import RecallHandle, ReceiptHandle, TopicKind, TransactionHandle
-from saturnmq.kernel.later import Reply, after, chain, rescue
+from saturnmq.kernel.later import Later, Reply, after, chain, rescue
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.ports import (
     BrokerPort,
@@ -89,6 +89,9 @@ class ReceiveResult(msgspec.Struct):
     messages: list[Received] = []
 
 
+NOTHING = ReceiveResult(PopStatus.POLLING_TIMEOUT)
+
+
 class Proxy:
     """Sends, receives and settles messages. Owner of routing, sessions and receipts.
 
@@ -111,6 +114,18 @@ class Proxy:
         self.sessions = Sessions(cluster, clock, config.channel_expired_timeout)
         self.receipts = Receipts(cluster, config, clock)
         self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
+        #: who waits to receive, and what is under way for them
+        self._receiving: dict[Later[ReceiveResult], Later[ReceiveResult]] = {}
+        self._draining = False
+
+    def drain(self) -> bool:
+        """Who waits for messages hears now that there are none, and nobody gets any more. Whether anybody waited."""
+        self._draining = True
+        receiving, self._receiving = self._receiving, {}
+        for answer, under_way in receiving.items():
+            under_way.cancel()
+            answer.resolve(NOTHING)
+        return bool(receiving)
 
     def close(self) -> None:
         """Stop. The leases of push consumers go on at the broker: who is back soon, here or elsewhere, settles them."""
@@ -240,7 +255,28 @@ class Proxy:
             self.receipts.check_room()
         else:
             self._check_invisible(request.invisible_ms, self.config.min_invisible_time_mills_for_recv)
-        return chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
+        if self._draining:
+            return NOTHING
+        reply = chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
+        return self._until_drained(reply) if isinstance(reply, Later) else reply
+
+    def _until_drained(self, under_way: Later[ReceiveResult]) -> Later[ReceiveResult]:
+        def cancel() -> None:
+            del self._receiving[answer]
+            under_way.cancel()
+
+        def received(result: ReceiveResult) -> None:
+            del self._receiving[answer]
+            answer.resolve(result)
+
+        def failed(error: BaseException) -> None:
+            del self._receiving[answer]
+            answer.fail(error)
+
+        answer: Later[ReceiveResult] = Later(cancel)
+        self._receiving[answer] = under_way
+        under_way.then(received, failed)
+        return answer
 
     def _check_invisible(self, invisible_ms: int, shortest_ms: int) -> None:
         longest_ms = self.config.max_invisible_time_mills

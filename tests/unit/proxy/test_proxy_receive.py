@@ -217,6 +217,19 @@ def test_a_cancelled_call_cancels_the_pop(client: Grpc) -> None:
     assert cancelled == ["pop"]
 
 
+def test_a_proxy_that_stops_answers_who_waits(client: Grpc) -> None:
+    """And takes no more messages for anybody."""
+    cancelled: list[str] = []
+    client.broker.answers["pop"] = [Later(lambda: cancelled.append("pop"))]
+    call = client.receive(receive_request())
+    assert client.proxy.drain()
+    assert cancelled == ["pop"]
+    for stopped in (call, client.receive(receive_request())):
+        assert stream(stopped)[0].code == pb.MESSAGE_NOT_FOUND
+    assert len(client.broker.popped) == 1
+    assert not client.proxy.drain(), "nobody waits"
+
+
 def test_a_client_that_reads_slowly(client: Grpc) -> None:
     call = client.call()
     messages = [popped() for _ in range(3)]
