@@ -97,7 +97,7 @@ class GrpcServer:
 
     @property
     def open_connections(self) -> int:
-        return len(self._connections) + len(self._silent) + len(self._handshakes)
+        return self._newcomers.open
 
     # -- from accept to a protocol
 

@@ -63,7 +63,7 @@ class Newcomers:
         self.silent: dict[socket.socket, Newcomer] = {}
         self._most = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // DESCRIPTOR_SHARE)
         #: connections, the silent ones too, and how many each host has
-        self._open = 0
+        self.open = 0
         self._hosts: Counter[str] = Counter()
         self._loud_ms = 0
         self._timer: Timer | None = None
@@ -80,14 +80,14 @@ class Newcomers:
         """A connection that was adopted is gone, or did not come to be."""
         if newcomer.counted:
             newcomer.counted = False
-            self._open -= 1
+            self.open -= 1
             self._leave(newcomer.peer.host)
 
     def enter(self, accepted: socket.socket, peer: Address) -> None:
         """A connection that nobody has read from; it is ours now."""
         if self._closing:
             pass
-        elif self._open >= self._most:
+        elif self.open >= self._most:
             self._refuse("max_connections", self._most, peer)
         elif self._has_too_many(peer):
             self._refuse("max_connections_per_host", self._hosts[peer.host], peer)
@@ -95,7 +95,7 @@ class Newcomers:
             local = Address(*accepted.getsockname()[:2])
             until_ms = self._clock.steady_ms() + self._silent_ms
             newcomer = Newcomer(accepted, peer, local, until_ms, self._limits.proxy_protocol)
-            self._open += 1
+            self.open += 1
             self._hosts[peer.host] += 1
             self.silent[accepted] = newcomer
             asyncio.get_running_loop().add_reader(accepted, self._look, newcomer)

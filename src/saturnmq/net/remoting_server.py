@@ -50,7 +50,7 @@ class RemotingServer:
 
     @property
     def open_connections(self) -> int:
-        return len(self._connections) + len(self._adoptions)
+        return self._newcomers.open
 
     def adopt(self, accepted: socket.socket, peer: Address) -> None:
         """Serve a connection, however it was accepted."""
