@@ -72,7 +72,7 @@ def _parser() -> ArgumentParser:
     local.add_argument(
         "--dev", action="store_true", help="for a laptop: ASYNC_FLUSH, and topics and groups are created on first use"
     )
-    local.add_argument("--workers", type=_no_workers, default=1, help=SUPPRESS)
+    local.add_argument("--workers", type=_no_workers, default=SUPPRESS, help=SUPPRESS)
     _add_advertise(local)
     _add_proxy_config(local)
     _add_common(local)

@@ -1,4 +1,4 @@
-"""Proxies that come and go under clients that stay: whoever knows another one goes on there, and nobody else notices."""
+"""Proxies that come and go under clients that stay: who knows another one goes on there, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Traffic:
 
 
 def arrived(consumer: PushConsumer | SimpleConsumer, wanted: set[str]) -> set[str]:
-    """Those of the wanted that come. A receive that waited at the Proxy that is gone may fail, the next one does not."""
+    """Those of the wanted that come. A receive that waits at a Proxy that ends may fail, the next one does not."""
     got: set[str] = set()
     deadline = time.monotonic() + SOON_S
     while not wanted <= got and time.monotonic() < deadline:

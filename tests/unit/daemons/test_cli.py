@@ -60,6 +60,11 @@ def test_the_options_of_apaches_nameserver() -> None:
     )
 
 
+def test_workers_of_a_proxy() -> None:
+    _, fields = given("proxy", "--workers", "4", "--worker", "2:5:6")
+    assert (fields["workers"], fields["worker"]) == (4, (2, 5, 6))
+
+
 @pytest.mark.parametrize(("command", "flag"), [("namesrv", "--namesrv-port"), ("broker", "--broker-port")])
 def test_the_port_of_a_process_that_has_one(command: str, flag: str) -> None:
     assert given(command, "--port", "7") == given(command, flag, "7")
@@ -79,6 +84,8 @@ def test_of_an_option_given_twice_the_last_one_wins() -> None:
         (["local", "--grpc-port", "८०"], "is not a port"),
         (["local", "--grcp-port", "1"], "unrecognized arguments: --grcp-port"),
         (["local", "--broker", "1"], "unrecognized arguments: --broker"),  # no abbreviations: they age badly
+        (["proxy", "--workers", "0"], "'0' is not a number of processes (1 to 64)"),
+        (["local", "--workers", "2"], "Local mode is one process: start `saturnmq namesrv`, `broker` and `proxy"),
         (["lokal"], "invalid choice: 'lokal'"),
     ],
 )
