@@ -8,33 +8,37 @@ from collections.abc import Mapping
 import msgspec
 
 from saturnmq.kernel.errors import IllegalAttribute
-from saturnmq.kernel.topic import MessageType
+from saturnmq.kernel.topic import DEDUP_WINDOW, MAX_DEDUP_WINDOW_S, MessageType
 
 
 class Attribute(msgspec.Struct, frozen=True):
-    """What values it takes: one of these, or if there are none, a whole number from -1 on."""
+    """What values it takes: one of these, or if there are none, a whole number."""
 
     values: tuple[str, ...] = ()
     changeable: bool = True
+    least: int = -1
+    most: int = (1 << 63) - 1
 
     def takes(self, value: str) -> bool:
         if self.values:
             return value in self.values
-        return _NUMBER.fullmatch(value) is not None and -1 <= int(value) < 1 << 63
+        return _NUMBER.fullmatch(value) is not None and self.least <= int(value) <= self.most
 
     def __str__(self) -> str:
-        return ", ".join(self.values) or "whole numbers from -1 on"
+        upto = "on" if self.most == (1 << 63) - 1 else f"to {self.most}"
+        return ", ".join(self.values) or f"whole numbers from {self.least} {upto}"
 
 
 _NUMBER = re.compile(r"-?\d{1,19}", re.ASCII)
 
 
-#: common/TopicAttributes.java
+#: common/TopicAttributes.java, and ours
 TOPIC_ATTRIBUTES: Mapping[str, Attribute] = {
     "queue.type": Attribute(("BatchCQ", "SimpleCQ"), changeable=False),
     "cleanup.policy": Attribute(("DELETE", "COMPACTION"), changeable=False),
     "message.type": Attribute(tuple(MessageType)),
     "reserve.time": Attribute(),
+    DEDUP_WINDOW: Attribute(least=0, most=MAX_DEDUP_WINDOW_S),
 }
 
 #: common/SubscriptionGroupAttributes.java

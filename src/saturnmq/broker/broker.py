@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from saturnmq.broker.assignment import Assignments, RequestModes
 from saturnmq.broker.clients import ClientTable
+from saturnmq.broker.dedup import DedupWindows
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.longpoll import LongPolls
@@ -77,10 +78,21 @@ class Broker:
         self.transactions.load()
         self.locks = QueueLocks(clock, config.lock_max_live_time)
         self.polls = LongPolls(clock, per_group=config.pop_polling_size, in_all=config.max_pop_polling_size)
+        self.windows = DedupWindows(config, store, clock, self.topics, metrics)
         self.sends = Sends(
-            config, store, clock, self.topics, self.groups, self.locks, self.delays, self.timers, random, metrics
+            config,
+            store,
+            clock,
+            self.topics,
+            self.groups,
+            self.locks,
+            self.delays,
+            self.timers,
+            self.windows,
+            random,
+            metrics,
         )
-        self.recalls = Recalls(config, store, clock, self.topics, self.timers)
+        self.recalls = Recalls(config, store, clock, self.topics, self.timers, self.windows)
         self.replies = Replies(store, clock, self.clients, self.sends, stores=config.store_reply_message_enable)
         self.send_backs = SendBacks(config, store, self.topics, self.groups, self.delays, random, metrics)
         self.pulls = Pulls(
@@ -131,8 +143,8 @@ class Broker:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
         self.stats.start()
         self.delays.start()
-        timers_run = self.timers.start()
-        return chain(chain(timers_run, lambda _: self.pops.start()), lambda _: self.transactions.start())
+        begun = gather([self.timers.start(), self.windows.start()])
+        return chain(chain(begun, lambda _: self.pops.start()), lambda _: self.transactions.start())
 
     def register(self, names: NameServers, address: Address) -> None:
         """Become known under this address, and stay so. `brokerIP1` wins over its host."""
@@ -165,7 +177,7 @@ class Broker:
         self.config = config
         self.timers.configure(store_config)
         parts = (self.topics, self.groups, self.sends, self.recalls, self.send_backs, self.pulls, self.pops)
-        for part in (*parts, self.positions, self.assignments, self.transactions):
+        for part in (*parts, self.positions, self.assignments, self.transactions, self.windows):
             part.configure(config)
         if self._registrar is not None:
             self._registrar.configure(config)
@@ -194,6 +206,7 @@ class Broker:
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
             self.timers.metrics.forget(name)
+            self.windows.forget_topic(name)
             self.transactions.metrics.forget(name)
         return after(gather([self._delete_messages(gone), self.topics.write(), self.offsets.write()]), lambda _: None)
 

@@ -6,6 +6,7 @@ goes first. Whether there is such a message is not looked at before.
 
 from __future__ import annotations
 
+from saturnmq.broker.dedup import DedupWindows
 from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel import properties as names
@@ -26,8 +27,17 @@ _BODY = b"0"
 class Recalls:
     """The texts of the errors are Apache's, which clients look for."""
 
-    def __init__(self, config: BrokerConfig, store: Store, clock: Clock, topics: TopicTable, timers: Timers) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: Store,
+        clock: Clock,
+        topics: TopicTable,
+        timers: Timers,
+        windows: DedupWindows,
+    ) -> None:
         self._store, self._clock, self._topics, self._timers = store, clock, topics, timers
+        self._windows = windows
         self.configure(config)
 
     def configure(self, config: BrokerConfig) -> None:
@@ -56,6 +66,7 @@ class Recalls:
         self._timers.postpone(message, properties)
         message.properties = names.encode(properties)
         (appended,) = self._store.append((message,))
+        self._windows.forget(handle.topic, handle.message_id)
         return rescue(
             lambda: self._store.when_durable(appended.end, handle.message_id), FlushTimeout, lambda _: handle.message_id
         )

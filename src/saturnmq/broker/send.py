@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from saturnmq.broker import halfmessages
 from saturnmq.broker.deadletters import dead_letter
+from saturnmq.broker.dedup import DedupWindows, Known, may_repeat, window_ms
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.schedule import DelayLevels
@@ -27,10 +28,11 @@ from saturnmq.kernel.errors import (
 )
 from saturnmq.kernel.handle import RecallHandle
 from saturnmq.kernel.later import Reply
-from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Message
+from saturnmq.kernel.message import INNER_BATCH, NEED_UNWRAP, TRANSACTION_MASK, Appended, Message
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import DeadReason, SendReceipt, SendRequest
 from saturnmq.kernel.topic import (
+    DEDUP_WINDOW,
     HALF_TOPIC,
     NO_SEND_TOPICS,
     RETRY_PREFIX,
@@ -70,11 +72,13 @@ class Sends:
         locks: QueueLocks,
         delays: DelayLevels,
         timers: Timers,
+        windows: DedupWindows,
         random: Callable[[int], int],
         metrics: Metrics,
     ) -> None:
         self._store, self._clock, self._topics, self._groups = store, clock, topics, groups
         self._locks, self._delays, self._timers, self._random = locks, delays, timers, random
+        self._windows = windows
         self.configure(config)
         #: what Apache's broker adds to every message; a consumer needs CLUSTER to answer a request
         self._stamp = names.encode(
@@ -108,34 +112,55 @@ class Sends:
             return self._send_batch(request.messages, topic)
         properties = request.properties
         unique_key = properties.get(names.UNIQUE_KEY)
-        recall_handle = None
+        has_window = DEDUP_WINDOW in topic.attributes and may_repeat(topic, properties)
+        if has_window and (known := self._windows.find(topic, properties[names.UNIQUE_KEY])) is not None:
+            return self._repeated(topic, known, properties)
+        slot_ms = None
         if (
             not unique_key
             or not _SPECIAL.isdisjoint(properties)
             or message.sys_flag & _UNUSUAL
             or topic.topic_name.startswith(RETRY_PREFIX)
         ):
-            recall_handle = self._prepare(request, message, properties)
+            slot_ms = self._prepare(request, message, properties)
             unique_key = properties[names.UNIQUE_KEY]
         elif message.properties.endswith(b"\x02"):
             message.properties += self._stamp
         else:
             message.properties += b"\x02" + self._stamp
         (appended,) = self._store.append((message,))
+        if has_window:
+            self._windows.add(topic, unique_key, Known(appended, queue_id, slot_ms))
         labels = (HALF_TOPIC if message.topic == HALF_TOPIC else topic.topic_name,)
         self._messages_in.values[labels] += 1
         self._bytes_in.values[labels] += appended.size
-        receipt = SendReceipt(
-            queue_id=queue_id,
-            queue_offset=appended.queue_offset,
-            message_id=offset_message_id(self._store.store_host, appended.commit_log_offset),
-            commit_log_offset=appended.commit_log_offset,
-            transaction_id=unique_key,
-            recall_handle=recall_handle,
-        )
+        receipt = self._receipt(topic, appended, queue_id, slot_ms, unique_key)
         if properties.get(names.WAIT) == "false":
             return receipt
         return self._store.when_durable(appended.end, receipt)
+
+    def _repeated(self, topic: TopicConfig, known: Known, properties: dict[str, str]) -> Reply[SendReceipt]:
+        """It was stored before: answer as the first one was answered, or when that is."""
+        unique_key = properties[names.UNIQUE_KEY]
+        receipt = self._receipt(topic, known.place, known.queue_id, known.slot_ms, unique_key)
+        if properties.get(names.WAIT) == "false":
+            return receipt
+        return self._store.when_durable(known.place.end, receipt)
+
+    def _receipt(
+        self, topic: TopicConfig, place: Appended, queue_id: int, slot_ms: int | None, unique_key: str
+    ) -> SendReceipt:
+        recall_handle = None
+        if slot_ms is not None:
+            recall_handle = RecallHandle.of(topic.topic_name, self._config.broker_name, slot_ms, unique_key).encode()
+        return SendReceipt(
+            queue_id=queue_id,
+            queue_offset=place.queue_offset,
+            message_id=offset_message_id(self._store.store_host, place.commit_log_offset),
+            commit_log_offset=place.commit_log_offset,
+            transaction_id=unique_key,
+            recall_handle=recall_handle,
+        )
 
     def admit(self, request: SendRequest) -> TopicConfig:
         """The topic, which is created when that is allowed. Raises unless it takes the message."""
@@ -189,22 +214,40 @@ class Sends:
                 raise IllegalMessage("a batch cannot have messages for a time: send them one by one")
         if size > self._store.config.max_message_size:
             raise BodyTooLarge(f"the batch has {size} bytes, the limit is {self._store.config.max_message_size}")
-        appended = self._store.append(messages)
-        labels = (topic.topic_name,)
-        self._messages_in.values[labels] += len(appended)
-        self._bytes_in.values[labels] += appended[-1].end - appended[0].commit_log_offset
+        appended = self._append_new(messages, topic) if window_ms(topic) else self._append(messages)
         host = self._store.store_host
         receipt = SendReceipt(
-            queue_id=queue_id,
+            queue_id=appended[0].queue_id,
             queue_offset=appended[0].queue_offset,
             message_id=",".join([offset_message_id(host, one.commit_log_offset) for one in appended]),
             commit_log_offset=appended[0].commit_log_offset,
         )
-        return self._store.when_durable(appended[-1].end, receipt)
+        return self._store.when_durable(max(one.end for one in appended), receipt)
 
-    def _prepare(self, request: SendRequest, message: Message, properties: dict[str, str]) -> str | None:
-        """The rare cases of `send`: rewrites the message and its properties, and gives what recalls it. Raises what is
-        not supported."""
+    def _append(self, messages: list[Message]) -> list[Appended]:
+        appended = self._store.append(messages)
+        labels = (messages[0].topic,)
+        self._messages_in.values[labels] += len(appended)
+        self._bytes_in.values[labels] += appended[-1].end - appended[0].commit_log_offset
+        return appended
+
+    def _append_new(self, messages: list[Message], topic: TopicConfig) -> list[Appended]:
+        """Those of the batch that the window of their topic does not have; where all of them are."""
+        keys = [names.decode(message.properties).get(names.UNIQUE_KEY, "") for message in messages]
+        known = [self._windows.find(topic, key, room=len(messages)) if key else None for key in keys]
+        # one that is in it twice goes with the first
+        first = [keys.index(key) if key else index for index, key in enumerate(keys)]
+        new = [index for index, one in enumerate(known) if one is None and first[index] == index]
+        for index, place in zip(new, self._append([messages[index] for index in new]) if new else (), strict=True):
+            known[index] = Known(place, place.queue_id, None)
+            if keys[index]:
+                self._windows.add(topic, keys[index], Known(place, place.queue_id, None))
+        places = [known[index] for index in first]
+        return [one.place for one in places if one is not None]
+
+    def _prepare(self, request: SendRequest, message: Message, properties: dict[str, str]) -> int | None:
+        """The rare cases of `send`: rewrites the message and its properties, and gives the slot of one that can be
+        recalled. Raises what is not supported."""
         if not properties.get(names.UNIQUE_KEY):
             properties[names.UNIQUE_KEY] = f"{self._random(1 << 128):032X}"
         for name in (names.POP_CK, names.MESSAGE_REGION, names.TRACE_ON, names.CLUSTER):
@@ -230,9 +273,7 @@ class Sends:
         message.properties = names.encode(properties) + self._stamp
         if level > 0:
             self._delays.postpone(message, level)
-        if slot_ms is None or topic.startswith(RETRY_PREFIX):
-            return None
-        return RecallHandle.of(topic, self._config.broker_name, slot_ms, properties[names.UNIQUE_KEY]).encode()
+        return None if topic.startswith(RETRY_PREFIX) else slot_ms
 
     def _halve(self, message: Message, properties: dict[str, str]) -> None:
         if self._config.reject_transaction_message:

@@ -187,6 +187,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     transaction_op_batch_interval: Positive = 3_000
     #: milliseconds between writes of how many half messages there are
     transaction_metric_flush_interval: Positive = 10_000
+    #: message ids that topics with dedup.window.seconds remember, all of them together; each takes about 250 bytes
+    dedup_window_max_messages: Positive = 200_000
     #: whatever a client of either protocol names is created, topics as MIXED (`--dev`)
     dev_auto_create: bool = msgspec.field(default=False, name="devAutoCreate")
 

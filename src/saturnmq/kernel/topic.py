@@ -67,6 +67,10 @@ LEVEL_WAITS_MS = (
     600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
 )  # fmt: skip
 
+#: topic attribute, ours: for so many seconds a message id is stored once
+DEDUP_WINDOW = "dedup.window.seconds"
+MAX_DEDUP_WINDOW_S = 7 * 86_400
+
 MAX_TOPIC_LENGTH = 127
 #: of %RETRY%<group>_<topic> and %DLQ%<group>
 MAX_DERIVED_TOPIC_LENGTH = 255

@@ -552,6 +552,10 @@ class Store:
         self._delete_next()
         return later
 
+    def deleted_before(self, topic: str) -> int:
+        """Messages of the topic before this log position are deleted; 0: none are."""
+        return self._deleted.position(topic)
+
     def _delete_next(self) -> None:
         if self._writing_queues or not self._deletions:
             return
