@@ -47,7 +47,7 @@ class Half(msgspec.Struct, gc=False):
     queue_id: int
     #: offset of the first copy
     origin: int
-    #: how often it was asked about; None: it was never written again for that
+    #: how often it was asked about, or written again; None: never
     checks: int | None
 
     @property
@@ -56,14 +56,15 @@ class Half(msgspec.Struct, gc=False):
 
     def due_ms(self, now_ms: int, time_out_ms: int) -> int:
         """From when on a producer is asked."""
-        stored = self.stored
-        if self.checks is not None or stored.stored_ms > now_ms:
+        stored_ms, wait_ms = self.stored.stored_ms, immunity_ms(self.properties)
+        if stored_ms > now_ms or (wait_ms is None and self.checks is not None):
             return 0
-        wait_ms = immunity_ms(self.properties)
         if wait_ms is None:
-            return stored.stored_ms + time_out_ms + 1
-        # Apache writes those that may not be asked about yet again too
-        return (stored.stored_ms if self.origin == self.offset else stored.born_ms) + wait_ms + 1
+            return stored_ms + time_out_ms + 1
+        if self.origin == self.offset:
+            return stored_ms + wait_ms + 1
+        # Apache writes those that nobody may be asked about yet again too, with one check more
+        return min(stored_ms, self.stored.born_ms) + wait_ms + 1
 
     def copy(self, checks: int) -> Message:
         """For the queue of half messages again."""

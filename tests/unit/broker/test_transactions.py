@@ -532,3 +532,22 @@ def test_offsets_that_are_done_with() -> None:
     assert (done.low, len(done._bits)) == (60_000, 1)
     done.add(60_005)
     assert (done.next_gap(60_005), done.next_gap(70_000)) == (60_006, 70_000)
+
+
+def test_what_apache_wrote_again_before_anybody_may_be_asked(offline: OfflineBroker) -> None:
+    """Its broker counts that as a check."""
+    begun_ms = offline.clock.now_ms()
+    properties = names.encode(
+        {
+            "UNIQ_KEY": "KEY", "TRAN_MSG": "true", "PGROUP": "producers", "CHECK_IMMUNITY_TIME_IN_SECONDS": "70",
+            "REAL_TOPIC": "orders", "REAL_QID": "2", "TRANSACTION_CHECK_TIMES": "1", "TRAN_PREPARED_QUEUE_OFFSET": "7",
+        }
+    )  # fmt: skip
+    offline.clock.advance(20_000)
+    offline.store.append([Message(HALF_TOPIC, 0, b"x", properties, begun_ms, bytes(8))])
+    offline.clock.run_soon()
+    producer = joined(offline)
+    offline.clock.advance(INTERVAL_MS)
+    assert checks(producer) == []
+    offline.clock.advance(INTERVAL_MS)
+    assert len(checks(producer)) == 1
