@@ -36,6 +36,14 @@ def topic(server: LocalServer) -> Iterator[str]:
     admin.close()
 
 
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[LocalServer]:
+    """It asks about transactions after two seconds."""
+    settings = ("--set", "transactionTimeOut=2000", "--set", "transactionCheckInterval=1000")
+    with LocalServer(*settings, dev=False, home=tmp_path / "impatient") as server:
+        yield server
+
+
 @contextmanager
 def program(apache: Apache, name: str, *arguments: str) -> Iterator[Iterator[str]]:
     """The lines that it prints."""
@@ -92,3 +100,23 @@ def test_batch_producer(apache: Apache, mqadmin: Mqadmin, server: LocalServer, t
     total = stored(mqadmin, server, topic)
     assert total >= rate
     assert total % 16 == 0
+
+
+def test_transaction_producer(apache: Apache, mqadmin: Mqadmin, impatient: LocalServer) -> None:
+    """It says of a fifth of its messages only when it is asked what becomes of them, and of some of those later."""
+    admin = Admin(impatient.namesrv, impatient.broker)
+    topic = admin.create_topic("TRANSACTION", queues=4)
+    admin.close()
+    rates = ("-sr", "0.2", "-su", "0.2", "-cr", "0.3", "-cu", "0.2")
+    where = ("-n", impatient.namesrv, "-t", topic, "-w", "2", "-i", "5", "-ri", "1000", *rates)
+    checked = 0
+    with program(apache, "TransactionProducer", *where) as sent:
+        for _ in range(8):
+            numbers = first(
+                sent, r"Send Failed: (\d+) \| Check: (\d+) \| UnexpectedCheck: (\d+) \| DuplicatedCheck: (\d+)"
+            )
+            failed, checks, unexpected, duplicated = numbers
+            assert (failed, unexpected, duplicated) == (0, 0, 0)
+            checked += checks
+    assert checked > 100
+    assert stored(mqadmin, impatient, topic) > 0

@@ -10,6 +10,7 @@ Bodies are base64, durations milliseconds.
     {"id": 3, "do": "open", "what": "push", …, "group": "g", "subscriptions": {…}, "failures": 1}
     {"id": 4, "do": "send", "name": "p", "mode": "sync" or "async", "messages": [MESSAGE]}     → {"ids": […]}
                                                                    sync, where the client can recall: "handles": […] too
+    {"id": 4, "do": "transact", "name": "p", "message": MESSAGE, "resolution": RESOLUTION}     → {"id": "…"}
     {"id": 4, "do": "recall", "name": "p", "topic": "t", "handle": "…"}                        → {"id": "…"}
     {"id": 5, "do": "receive", "name": "c", "max": 16, "invisible_ms": 10000}    → {"messages": [DELIVERY]}
     {"id": 6, "do": "ack", "name": "c", "refs": [7]}
@@ -17,9 +18,12 @@ Bodies are base64, durations milliseconds.
     {"id": 8, "do": "close", "name": "p"}
 
     {"id": 1, "ok": {…}} or {"id": 1, "error": {"kind": "NotFoundException", "code": 40402, "message": "…"}}
+    {"event": "checked", "name": "p", "message": DELIVERY}              a producer was asked about a transaction
     {"event": "delivered", "name": "l", "failed": false, "message": DELIVERY}    a push consumer's listener ran
 
-A listener fails the first `failures` deliveries of each message. With "sql": true the subscriptions are SQL92 filters.
+A RESOLUTION is COMMIT, ROLLBACK or UNKNOWN. A producer for transactions is opened with "checks": RESOLUTION, what it
+says when it is asked. A listener fails the first `failures` deliveries of each message. With "sql": true the
+subscriptions are SQL92 filters.
 A program may understand more (other kinds to open, more fields); the fields of `open` are passed through. End of stdin
 ends the program.
 """
@@ -182,8 +186,8 @@ class ClientProcess:
         match line.get("event"):
             case "ready":
                 self._ready.set_result(line["client"])
-            case "delivered":
-                self.deliveries(line["name"]).put(delivery_of(line["message"], failed=line["failed"]))
+            case "delivered" | "checked":
+                self.deliveries(line["name"]).put(delivery_of(line["message"], failed=line.get("failed", False)))
             case _:
                 with self._lock:
                     answer = self._answers.pop(line["id"])
@@ -202,6 +206,15 @@ class Producer:
         """Message ids, in order."""
         fields = [message.fields() for message in messages]
         return list(self.process.call("send", name=self.name, mode=mode, messages=fields)["ids"])
+
+    def transact(self, message: Message, resolution: str) -> str:
+        """Send a half message, and COMMIT it, ROLLBACK or leave it (UNKNOWN). Its id."""
+        answer = self.process.call("transact", name=self.name, message=message.fields(), resolution=resolution)
+        return str(answer["id"])
+
+    def checked(self, count: int, timeout_s: float = 20) -> list[Delivery]:
+        """The half messages that it was asked about, until there are `count`, or the time is over."""
+        return taken(self.process, self.name, count, timeout_s)
 
     def send_recallable(self, message: Message) -> tuple[str, str]:
         """Its id, and what recalls it."""
@@ -256,15 +269,20 @@ class PushConsumer:
 
     def take(self, count: int, timeout_s: float = 20) -> list[Delivery]:
         """Deliveries, in the order in which the listener ran, until `count` have come or the time is over."""
-        deliveries = self.process.deliveries(self.name)
-        taken: list[Delivery] = []
-        deadline = time.monotonic() + timeout_s
-        while len(taken) < count and (left_s := deadline - time.monotonic()) > 0:
-            try:
-                taken.append(deliveries.get(timeout=left_s))
-            except queue.Empty:
-                break
-        return taken
+        return taken(self.process, self.name, count, timeout_s)
+
+
+def taken(process: ClientProcess, name: str, count: int, timeout_s: float) -> list[Delivery]:
+    """What was told of the one of this name, until `count` have come or the time is over."""
+    deliveries = process.deliveries(name)
+    found: list[Delivery] = []
+    deadline = time.monotonic() + timeout_s
+    while len(found) < count and (left_s := deadline - time.monotonic()) > 0:
+        try:
+            found.append(deliveries.get(timeout=left_s))
+        except queue.Empty:
+            break
+    return found
 
 
 Opened = Producer | SimpleConsumer | PushConsumer

@@ -10,6 +10,7 @@
 {"do": "open", "what": "pull", …, "assigned": false}     assigned: the client is told which queue to read
 {"do": "open", "what": "classic", …, "group": "g"}       pulls with a filter of its own each time; Java only
 {"do": "send", …, "mode": … | "one_way" | "batch"}       → {"receipts": [RECEIPT]}, one for a batch, none one-way
+{"do": "transact", "name": "p", "message": MESSAGE, "resolution": RESOLUTION}              → {"receipt": RECEIPT}
 {"do": "request", "name": "p", "message": MESSAGE, "timeout_ms": 3000}                     → {"message": DELIVERY}
 {"do": "poll", "name": "c", "timeout_ms": 1000}                                            → {"messages": […]}
 {"do": "read", "name": "c", "topic": "t", "queue_id": 0, "offset": 5, "timeout_ms": 1000}  → {"messages": […]}
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.clients import ClientProcess, Delivery, Message, PushConsumer
+from harness.clients import ClientProcess, Delivery, Message, PushConsumer, taken
 from saturnmq.kernel.properties import RESERVED
 
 POLL_MS = 500
@@ -105,8 +106,8 @@ class RemotingProcess(ClientProcess):
 
     def _take(self, line: dict[str, Any]) -> None:
         match line.get("event"):
-            case "delivered":
-                self.deliveries(line["name"]).put(received_of(line["message"], failed=line["failed"]))
+            case "delivered" | "checked":
+                self.deliveries(line["name"]).put(received_of(line["message"], failed=line.get("failed", False)))
             case "assigned":
                 with self.assigned:
                     self.assignments[line["name"], line["topic"]] = frozenset(line["queues"])
@@ -124,6 +125,15 @@ class RemotingProducer:
         fields = [message.fields() for message in messages]
         answer = self.process.call("send", name=self.name, mode=mode, messages=fields)
         return [Receipt(**receipt) for receipt in answer["receipts"]]
+
+    def transact(self, message: Message, resolution: str) -> Receipt:
+        """Send a half message, and COMMIT it, ROLLBACK or leave it (UNKNOWN)."""
+        answer = self.process.call("transact", name=self.name, message=message.fields(), resolution=resolution)
+        return Receipt(**answer["receipt"])
+
+    def checked(self, count: int, timeout_s: float = 20) -> list[Delivery]:
+        """The half messages that it was asked about, until there are `count`, or the time is over."""
+        return taken(self.process, self.name, count, timeout_s)
 
     def request(self, message: Message, timeout_ms: int = 10_000) -> Received:
         answer = self.process.call("request", name=self.name, message=message.fields(), timeout_ms=timeout_ms)
@@ -200,9 +210,11 @@ class RemotingClient:
         self.namesrv = namesrv
         self.opened: list[RemotingOpened] = []
 
-    def producer(self, *, vip: bool = False, trace: bool = False) -> RemotingProducer:
+    def producer(
+        self, *, vip: bool = False, trace: bool = False, group: str = "remoting-producers", **more: Any
+    ) -> RemotingProducer:
         """`trace`: it tells of each message in RMQ_SYS_TRACE_TOPIC; Java's alone."""
-        return self._open(RemotingProducer, "producer", group="remoting-producers", vip=vip, trace=trace)
+        return self._open(RemotingProducer, "producer", group=group, vip=vip, trace=trace, **more)
 
     def push(
         self,

@@ -48,6 +48,9 @@ type request struct {
 	Failures      int               `json:"failures"`
 	Mode          string            `json:"mode"`
 	Messages      []message         `json:"messages"`
+	Message       message           `json:"message"`
+	Resolution    string            `json:"resolution"`
+	Checks        string            `json:"checks"`
 	Max           int32             `json:"max"`
 	InvisibleMs   int64             `json:"invisible_ms"`
 	Refs          []int             `json:"refs"`
@@ -144,6 +147,32 @@ func (p *program) listener(name string, failures int) rmq.MessageListener {
 	}}
 }
 
+var resolutions = map[string]rmq.TransactionResolution{"COMMIT": rmq.COMMIT, "ROLLBACK": rmq.ROLLBACK, "UNKNOWN": rmq.UNKNOWN}
+
+// checker reports what it is asked about, and says the same of all.
+func (p *program) checker(name, resolution string) *rmq.TransactionChecker {
+	return &rmq.TransactionChecker{Check: func(view *rmq.MessageView) rmq.TransactionResolution {
+		p.write(object{"event": "checked", "name": name, "message": described(view)})
+		return resolutions[resolution]
+	}}
+}
+
+func (p *program) transact(r request) (object, error) {
+	producer := p.named(r.Name).(rmq.Producer)
+	transaction := producer.BeginTransaction()
+	receipts, err := producer.SendWithTransaction(context.Background(), r.Message.built(), transaction)
+	if err != nil {
+		return nil, err
+	}
+	switch r.Resolution {
+	case "COMMIT":
+		err = transaction.Commit()
+	case "ROLLBACK":
+		err = transaction.RollBack()
+	}
+	return object{"id": receipts[0].MessageID}, err
+}
+
 func (p *program) open(r request) (object, error) {
 	rmq.EnableSsl = r.TLS // one switch for the whole process
 	config := &rmq.Config{Endpoint: r.Endpoints, ConsumerGroup: r.Group, Credentials: &credentials.SessionCredentials{}}
@@ -171,7 +200,11 @@ func (p *program) open(r request) (object, error) {
 	}
 	switch r.What {
 	case "producer":
-		return started(rmq.NewProducer(config, rmq.WithTopics(r.Topics...)))
+		options := []rmq.ProducerOption{rmq.WithTopics(r.Topics...)}
+		if r.Checks != "" {
+			options = append(options, rmq.WithTransactionChecker(p.checker(r.Name, r.Checks)))
+		}
+		return started(rmq.NewProducer(config, options...))
 	case "simple":
 		return started(rmq.NewSimpleConsumer(config,
 			rmq.WithSimpleAwaitDuration(time.Duration(r.AwaitMs)*time.Millisecond),
@@ -260,7 +293,7 @@ func failure(err error) object {
 func main() {
 	p := &program{opened: map[string]client{}, held: map[int]*rmq.MessageView{}}
 	requests := map[string]func(request) (object, error){
-		"open": p.open, "send": p.send, "receive": p.receive, "ack": p.ack, "invisible": p.invisible, "close": p.close,
+		"open": p.open, "send": p.send, "transact": p.transact, "receive": p.receive, "ack": p.ack, "invisible": p.invisible, "close": p.close,
 	}
 	p.write(object{"event": "ready", "client": "rocketmq-clients/golang v5.1.3"})
 	lines := bufio.NewScanner(os.Stdin)

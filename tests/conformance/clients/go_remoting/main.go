@@ -42,6 +42,8 @@ type request struct {
 	Mode          string            `json:"mode"`
 	Messages      []outgoing        `json:"messages"`
 	Message       outgoing          `json:"message"`
+	Resolution    string            `json:"resolution"`
+	Checks        string            `json:"checks"`
 	TimeoutMs     int64             `json:"timeout_ms"`
 	Topic         string            `json:"topic"`
 	QueueID       int               `json:"queue_id"`
@@ -142,6 +144,8 @@ func (c *client) perform(r request) (object, error) {
 		return c.open(r)
 	case "send":
 		return c.send(r)
+	case "transact":
+		return c.transact(r)
 	case "request":
 		return c.request(r)
 	case "poll":
@@ -159,7 +163,7 @@ func (c *client) open(r request) (object, error) {
 	var err error
 	switch r.What {
 	case "producer":
-		opened, err = openProducer(r)
+		opened, err = c.openProducer(r)
 	case "push":
 		opened, err = c.openPush(r)
 	case "pull":
@@ -191,18 +195,67 @@ func instance(r request) string {
 	return fmt.Sprintf("%s#%d", r.Name, os.Getpid())
 }
 
-func openProducer(r request) (closer, error) {
-	p, err := rocketmq.NewProducer(
+func (c *client) openProducer(r request) (closer, error) {
+	options := []producer.Option{
 		producer.WithNameServer(strings.Split(r.Endpoints, ";")),
 		producer.WithGroupName(r.Group),
 		producer.WithInstanceName(instance(r)),
 		producer.WithVIPChannel(r.Vip),
 		producer.WithQueueSelector(&selector{QueueSelector: producer.NewRoundRobinQueueSelector()}),
-	)
+	}
+	if r.Checks != "" {
+		listener := &checker{client: c, name: r.Name, checks: r.Checks}
+		listeners.Store(r.Name, listener)
+		p, err := rocketmq.NewTransactionProducer(listener, options...)
+		if err != nil {
+			return nil, err
+		}
+		return p, p.Start()
+	}
+	p, err := rocketmq.NewProducer(options...)
 	if err != nil {
 		return nil, err
 	}
 	return p, p.Start()
+}
+
+var resolutions = map[any]primitive.LocalTransactionState{
+	"COMMIT": primitive.CommitMessageState, "ROLLBACK": primitive.RollbackMessageState, "UNKNOWN": primitive.UnknowState,
+}
+
+// Says the same of all transactions when it is asked, and reports them.
+type checker struct {
+	*client
+	name, checks string
+	decided      sync.Map // message → resolution
+}
+
+func (c *checker) ExecuteLocalTransaction(msg *primitive.Message) primitive.LocalTransactionState {
+	resolution, _ := c.decided.LoadAndDelete(msg)
+	return resolutions[resolution]
+}
+
+func (c *checker) CheckLocalTransaction(msg *primitive.MessageExt) primitive.LocalTransactionState {
+	c.write(object{"event": "checked", "name": c.name, "message": describe(msg)})
+	return resolutions[c.checks]
+}
+
+// The listener of each transactional producer, by which it learns what becomes of a message.
+var listeners sync.Map
+
+func (c *client) transact(r request) (object, error) {
+	p, err := find[rocketmq.TransactionProducer](c, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	msg := r.Message.build()
+	listener, _ := listeners.Load(r.Name)
+	listener.(*checker).decided.Store(msg, r.Resolution)
+	result, err := p.SendMessageInTransaction(context.Background(), msg)
+	if err != nil {
+		return nil, err
+	}
+	return object{"receipt": describeReceipt(result.SendResult)}, nil
 }
 
 // The queue that the message asks for, else the next one.

@@ -6,6 +6,7 @@ const { ConsumeResult, FilterExpression, Producer, PushConsumer, SimpleConsumer 
 
 // of the interface, which the package does not export
 const FilterType = { TAG: 1, SQL: 2 };
+const TransactionResolution = { UNKNOWN: 0, COMMIT: 1, ROLLBACK: 2 };
 
 const opened = new Map(); // name -> producer or consumer
 const held = new Map(); // reference -> received message
@@ -63,6 +64,16 @@ function listener(name, failures) {
   };
 }
 
+// Reports what it is asked about, and says the same of all.
+function checker(name, resolution) {
+  return {
+    async check(view) {
+      write({ event: 'checked', name, message: described(view) });
+      return TransactionResolution[resolution];
+    },
+  };
+}
+
 function create(request) {
   const common = { endpoints: request.endpoints, namespace: '', logger };
   if (request.tls) common.sslEnabled = true;
@@ -74,7 +85,11 @@ function create(request) {
   });
   switch (request.what) {
     case 'producer':
-      return new Producer({ ...common, topics: request.topics });
+      return new Producer({
+        ...common,
+        topics: request.topics,
+        ...(request.checks && { checker: checker(request.name, request.checks) }),
+      });
     case 'simple':
       return new SimpleConsumer({ ...consumer(), awaitDuration: request.await_ms });
     case 'push':
@@ -105,6 +120,15 @@ const requests = {
       ids: receipts.map((receipt) => receipt.messageId),
       handles: receipts.map((receipt) => receipt.recallHandle),
     };
+  },
+
+  async transact(request) {
+    const producer = opened.get(request.name);
+    const transaction = producer.beginTransaction();
+    const receipt = await producer.send(optionsOf(request.message), transaction);
+    if (request.resolution === 'COMMIT') await transaction.commit();
+    if (request.resolution === 'ROLLBACK') await transaction.rollback();
+    return { id: receipt.messageId };
   },
 
   async recall(request) {

@@ -24,10 +24,17 @@ from rocketmq import (
     Producer,
     PushConsumer,
     SimpleConsumer,
+    TransactionChecker,
+    TransactionResolution,
 )
 from rocketmq.grpc_protocol import FilterType, SendMessageRequest
 
 CONCURRENT_REQUESTS = 32
+RESOLUTIONS = {
+    "COMMIT": TransactionResolution.COMMIT,
+    "ROLLBACK": TransactionResolution.ROLLBACK,
+    "UNKNOWN": TransactionResolution.TRANSACTION_RESOLUTION_UNSPECIFIED,
+}
 
 
 class Output:
@@ -60,6 +67,17 @@ class Listener(MessageListener):  # type: ignore[misc]
         return ConsumeResult.FAILURE if failed else ConsumeResult.SUCCESS
 
 
+class Checker(TransactionChecker):  # type: ignore[misc]
+    """Reports what it is asked about, and says the same of all."""
+
+    def __init__(self, name: str, resolution: str, output: Output) -> None:
+        self.name, self.resolution, self.output = name, RESOLUTIONS[resolution], output
+
+    def check(self, message: Message) -> TransactionResolution:
+        self.output.write({"event": "checked", "name": self.name, "message": described(message)})
+        return self.resolution
+
+
 class Client:
     """The opened producers and consumers by name, and the received messages by reference."""
 
@@ -71,6 +89,7 @@ class Client:
         self.requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "open": self.open,
             "send": self.send,
+            "transact": self.transact,
             "recall": self.recall,
             "receive": self.receive,
             "ack": self.ack,
@@ -87,7 +106,8 @@ class Client:
         client: Any
         match request["what"]:
             case "producer":
-                client = Producer(configuration, request["topics"], **tls)
+                checker = Checker(name, request["checks"], self.output) if "checks" in request else None
+                client = Producer(configuration, request["topics"], checker=checker, **tls)
             case "simple":
                 client = SimpleConsumer(
                     configuration, request["group"], filters, await_duration=request["await_ms"] // 1000, **tls
@@ -117,6 +137,17 @@ class Client:
             "ids": [receipt.message_id for receipt in receipts],
             "handles": [receipt.recall_handle for receipt in receipts],
         }
+
+    def transact(self, request: dict[str, Any]) -> dict[str, Any]:
+        producer = self.opened[request["name"]]
+        transaction = producer.begin_transaction()
+        receipt = producer.send(message_of(request["message"]), transaction)
+        match request["resolution"]:
+            case "COMMIT":
+                transaction.commit()
+            case "ROLLBACK":
+                transaction.rollback()
+        return {"id": receipt.message_id}
 
     def recall(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"id": self.opened[request["name"]].recall_message(request["topic"], request["handle"])}

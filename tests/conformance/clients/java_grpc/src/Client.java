@@ -36,14 +36,17 @@ import org.apache.rocketmq.client.apis.message.Message;
 import org.apache.rocketmq.client.apis.message.MessageBuilder;
 import org.apache.rocketmq.client.apis.message.MessageView;
 import org.apache.rocketmq.client.apis.producer.Producer;
+import org.apache.rocketmq.client.apis.producer.ProducerBuilder;
 import org.apache.rocketmq.client.apis.producer.SendReceipt;
+import org.apache.rocketmq.client.apis.producer.Transaction;
+import org.apache.rocketmq.client.apis.producer.TransactionResolution;
 
 /** The official Java gRPC client behind the line protocol of harness/clients.py. */
 public final class Client {
     /** What a request may carry; absent fields stay null or 0. */
     record Request(int id, String Do, String what, String name, String endpoints, boolean tls, List<String> topics,
                    String group, Map<String, String> subscriptions, boolean sql, long awaitMs, int failures, String mode,
-                   List<Fields> messages, int max, long invisibleMs, List<Integer> refs, int ref, String topic,
+                   List<Fields> messages, Fields message, String resolution, String checks, int max, long invisibleMs, List<Integer> refs, int ref, String topic,
                    String handle) { }
 
     /** A message as the line protocol writes it. */
@@ -66,7 +69,7 @@ public final class Client {
     private final Map<Integer, MessageView> held = new ConcurrentHashMap<>();
     private final AtomicInteger references = new AtomicInteger();
     private final Map<String, Action> actions = Map.of("open", this::open, "send", this::send,
-        "recall", this::recall, "receive", this::receive, "ack", this::ack, "invisible", this::invisible,
+        "transact", this::transact, "recall", this::recall, "receive", this::receive, "ack", this::ack, "invisible", this::invisible,
         "close", this::close);
 
     private static synchronized void write(Object line) {
@@ -80,8 +83,7 @@ public final class Client {
             configuration.enableSsl(false);
         }
         opened.put(request.name(), switch (request.what()) {
-            case "producer" -> PROVIDER.newProducerBuilder().setClientConfiguration(configuration.build())
-                .setTopics(request.topics().toArray(String[]::new)).build();
+            case "producer" -> producer(request, configuration.build());
             case "simple" -> PROVIDER.newSimpleConsumerBuilder().setClientConfiguration(configuration.build())
                 .setConsumerGroup(request.group()).setSubscriptionExpressions(filters(request))
                 .setAwaitDuration(Duration.ofMillis(request.awaitMs())).build();
@@ -91,6 +93,30 @@ public final class Client {
             default -> throw new IllegalArgumentException("open what? " + request.what());
         });
         return Map.of();
+    }
+
+    private static Producer producer(Request request, ClientConfiguration configuration) throws Exception {
+        ProducerBuilder builder = PROVIDER.newProducerBuilder().setClientConfiguration(configuration)
+            .setTopics(request.topics().toArray(String[]::new));
+        if (request.checks() != null) {
+            builder.setTransactionChecker(view -> {
+                write(Map.of("event", "checked", "name", request.name(), "message", described(view, 0)));
+                return TransactionResolution.valueOf(request.checks());
+            });
+        }
+        return builder.build();
+    }
+
+    private Map<String, ?> transact(Request request) throws Exception {
+        Producer producer = (Producer) opened.get(request.name());
+        Transaction transaction = producer.beginTransaction();
+        SendReceipt receipt = producer.send(built(request.message()), transaction);
+        switch (request.resolution()) {
+            case "COMMIT" -> transaction.commit();
+            case "ROLLBACK" -> transaction.rollback();
+            default -> { }
+        }
+        return Map.of("id", receipt.getMessageId().toString());
     }
 
     private static Map<String, FilterExpression> filters(Request request) {

@@ -35,8 +35,11 @@ import org.apache.rocketmq.client.exception.MQBrokerException;
 import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.impl.factory.MQClientInstance;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
+import org.apache.rocketmq.client.producer.TransactionListener;
+import org.apache.rocketmq.client.producer.TransactionMQProducer;
 import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
@@ -49,6 +52,11 @@ import org.apache.rocketmq.common.message.MessageQueue;
  * program beside it.
  */
 public final class Client {
+    private static final Map<Object, LocalTransactionState> RESOLUTIONS = Map.of(
+        "COMMIT", LocalTransactionState.COMMIT_MESSAGE,
+        "ROLLBACK", LocalTransactionState.ROLLBACK_MESSAGE,
+        "UNKNOWN", LocalTransactionState.UNKNOW);
+
     private final PrintStream out;
     private final Map<String, DefaultMQProducer> producers = new ConcurrentHashMap<>();
     private final Map<String, DefaultMQPushConsumer> consumers = new ConcurrentHashMap<>();
@@ -102,6 +110,7 @@ public final class Client {
         return switch (request.getString("do")) {
             case "open" -> open(request);
             case "send" -> send(request);
+            case "transact" -> transact(request);
             case "recall" -> recall(request);
             case "request" -> request(request);
             case "offsets" -> offsets(request);
@@ -133,11 +142,38 @@ public final class Client {
     }
 
     private void openProducer(JSONObject request) throws Exception {
-        DefaultMQProducer producer = Generation.producer(request.getString("group"), request.getBooleanValue("trace"));
+        DefaultMQProducer producer = request.containsKey("checks")
+            ? transactional(request)
+            : Generation.producer(request.getString("group"), request.getBooleanValue("trace"));
         identify(producer, request);
         producer.setVipChannelEnabled(request.getBooleanValue("vip"));
         producer.start();
         producers.put(request.getString("name"), producer);
+    }
+
+    /** One that says the same of all transactions when it is asked, and reports them. */
+    private DefaultMQProducer transactional(JSONObject request) {
+        TransactionMQProducer producer = new TransactionMQProducer(request.getString("group"));
+        producer.setTransactionListener(new TransactionListener() {
+            @Override
+            public LocalTransactionState executeLocalTransaction(Message message, Object resolution) {
+                return RESOLUTIONS.get(resolution);
+            }
+
+            @Override
+            public LocalTransactionState checkLocalTransaction(MessageExt message) {
+                write(JSONObject.of("event", "checked", "name", request.getString("name"), "message", describe(message)));
+                return RESOLUTIONS.get(request.getString("checks"));
+            }
+        });
+        return producer;
+    }
+
+    private JSONObject transact(JSONObject request) throws Exception {
+        DefaultMQProducer producer = producers.get(request.getString("name"));
+        SendResult result = producer.sendMessageInTransaction(
+            message(request.getJSONObject("message")), request.getString("resolution"));
+        return JSONObject.of("receipt", describe(result));
     }
 
     private JSONObject send(JSONObject request) throws Exception {
