@@ -26,6 +26,7 @@ from saturnmq.wire.remoting.bodies import (
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import QuerySubscription, subscription_data
+from saturnmq.wire.remoting.extensions import MANY_CLIENTS, extensions
 from saturnmq.wire.remoting.headers import (
     CheckClientBody,
     GroupTopicHeader,
@@ -54,7 +55,8 @@ class ClientHandlers:
             changed |= self._consumer_joined(channel, consumer, data)
         for producer in data.producer_data_set:
             self._clients.producer_joined(channel, producer.group_name)
-        return Response(fields={"IS_SUPPORT_HEART_BEAT_V2": "true", "IS_SUB_CHANGE": str(changed).lower()})
+        fields = {"IS_SUPPORT_HEART_BEAT_V2": "true", "IS_SUB_CHANGE": str(changed).lower()}
+        return Response(fields=fields | extensions(command, MANY_CLIENTS))
 
     def unregister(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, UnregisterHeader, strict=False)

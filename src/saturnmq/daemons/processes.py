@@ -40,6 +40,7 @@ from saturnmq.net.lookups import Kept
 from saturnmq.net.nameservers import NameServers, RemoteRoutes
 from saturnmq.net.passing import Inlet
 from saturnmq.net.remoting_client import RemotingClient
+from saturnmq.net.remoting_connection import Handler
 from saturnmq.net.remoting_server import RemotingServer
 from saturnmq.net.tasks import ThreadBackground, wait_reply
 from saturnmq.net.tls import CertificateWatch, certificate_files, server_context
@@ -376,10 +377,14 @@ class Proxy(Daemon):
         addresses, config = self.name_servers(), self.proxy_config()
         cluster_config = configfile.convert(self.values, ClusterConfig)
         self.bind_http(DEFAULT_PROXY_HTTP_PORT)
-        names, sends, others = (self._client(name) for name in ("namesrv", "sends", "brokers"))
+        handlers: dict[int, Handler] = {}
+        names, sends, others = self._client("namesrv"), self._client("sends"), self._client("brokers", handlers)
         self.cluster = Cluster(
-            NameServers(names, addresses), sends, others, cluster_config, self.clock, random=randrange
-        )
+            NameServers(names, addresses), sends, others, cluster_config, self.clock,
+            random=randrange, expire_ms=config.channel_expired_timeout,
+        )  # fmt: skip
+        handlers |= self.cluster.relay.table()
+        others.on_lost = lambda address: self.cluster.heartbeats.again()
         self.opened.callback(self.cluster.close)
         await wait_reply(self.cluster.start())
         self.proxy = ProxyRoom(self.cluster.brokers, self.cluster, self.cluster, config, self.clock)
@@ -397,8 +402,8 @@ class Proxy(Daemon):
         if waited:  # a broker may have answered just then: that goes back to its group
             await asyncio.sleep(LINGER_MS / 1000)
 
-    def _client(self, name: str) -> RemotingClient:
-        client = RemotingClient(self.clock, self.limits, self.metrics, name=f"proxy-{name}")
+    def _client(self, name: str, handlers: Mapping[int, Handler] | None = None) -> RemotingClient:
+        client = RemotingClient(self.clock, self.limits, self.metrics, handlers, name=f"proxy-{name}")
         self.opened.push_async_callback(client.close)
         return client
 

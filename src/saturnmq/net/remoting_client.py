@@ -33,7 +33,7 @@ class RemotingClient:
         handlers: Mapping[int, Handler] | None = None,
         name: str = "client",
     ) -> None:
-        self._handlers = handlers or {}
+        self._handlers = {} if handlers is None else handlers
         self._clock = clock
         self._traffic = Traffic(metrics, name, clock, limits)
         #: told of an address whose connection is gone

@@ -22,11 +22,13 @@ from saturnmq.kernel.errors import (
 )
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Later, Reply, chain, rescue
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership, GroupMembers
 from saturnmq.kernel.topic import BrokerData, GroupConfig, TopicConfig, TopicRoute
 from saturnmq.net.lookups import Kept, Lookups
 from saturnmq.net.nameservers import NameServers
 from saturnmq.net.remoting_client import RemotingClient
+from saturnmq.proxy.heartbeats import Heartbeats
+from saturnmq.proxy.presence import Presence
+from saturnmq.proxy.relay import Relay
 from saturnmq.proxy.remotebroker import RemoteBroker
 from saturnmq.wire.remoting.bodies import ClusterInfo
 
@@ -78,6 +80,11 @@ class Brokers(Mapping[str, RemoteBroker]):
                 logger.info("the broker %s is at %s", data.broker_name, data.broker_addrs or "no address")
                 broker.link.addresses = addresses
 
+    def name_at(self, address: Address) -> str:
+        """Empty: none is there."""
+        places = ((name, broker.link.addresses.values()) for name, broker in self._all.items())
+        return next((name for name, addresses in places if address in addresses), "")
+
     def only(self, table: Mapping[str, BrokerData]) -> None:
         """These are all that there are."""
         for name in [name for name in self if name not in table]:
@@ -98,10 +105,18 @@ class Cluster:
         config: ClusterConfig,
         clock: Clock,
         random: Callable[[int], int],
+        expire_ms: int = 120_000,
     ) -> None:
+        """`expire_ms`: without a heart-beat after which a client is gone."""
         self._names, self._clock, self._random = names, clock, random
         self.brokers = Brokers(lambda name: RemoteBroker(name, sends, others, clock))
         self._refresh: Timer | None = None
+        self.presence = Presence(clock, expire_ms)
+        self.consumer_joined, self.producer_joined = self.presence.consumer_joined, self.presence.producer_joined
+        self.client_left, self.members = self.presence.client_left, self.presence.members
+        self.heartbeats = Heartbeats(self.brokers, self.presence, clock)
+        self.presence.listeners.append(self.heartbeats)
+        self.relay = Relay(self.presence, lambda connection: self.brokers.name_at(connection.peer))
         self._routes: Lookups[TopicRoute] = Lookups(
             self._route,
             clock,
@@ -145,6 +160,7 @@ class Cluster:
         def go_on(wait_ms: int) -> None:
             self._refresh = self._clock.call_at(self._clock.now_ms() + wait_ms, ask)
             if tried.pending:
+                self.heartbeats.start()
                 tried.resolve(None)
 
         def ask() -> None:
@@ -154,6 +170,8 @@ class Cluster:
         return tried
 
     def close(self) -> None:
+        self.heartbeats.close()
+        self.presence.close()
         if self._refresh is not None:
             self._refresh.cancel()
 
@@ -174,15 +192,6 @@ class Cluster:
     def group_config(self, group: str) -> Reply[GroupConfig | None]:
         """As the brokers would make it, where they have none: whoever consumes hears whether they do."""
         return rescue(lambda: self._groups.get(group), GroupNotFound, lambda _: GroupConfig(group_name=group))
-
-    def consumer_joined(self, channel: ClientChannel, membership: ConsumerMembership) -> None: ...
-
-    def producer_joined(self, channel: ClientChannel, group: str) -> None: ...
-
-    def client_left(self, channel: ClientChannel, group: str | None = None) -> None: ...
-
-    def members(self, group: str) -> Reply[GroupMembers | None]:
-        return None
 
     # ----------------------------------------------------------------------------------------------- looking up
 

@@ -43,10 +43,10 @@ from saturnmq.proxy.brokerlink import BrokerLink
 from saturnmq.proxy.proxy import real_topic
 from saturnmq.proxy.receipts import give_back
 from saturnmq.wire import record as records
-from saturnmq.wire.remoting.bodies import LockBatchRequest, LockBatchResponse, decode, encode
+from saturnmq.wire.remoting.bodies import HeartbeatData, LockBatchRequest, LockBatchResponse, decode, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, error_of
 from saturnmq.wire.remoting.command import Command
-from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
+from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE, MANY_CLIENTS
 from saturnmq.wire.remoting.popanswers import decode_popped
 
 #: messages that came for somebody who is gone are hidden for so long, milliseconds (invisibleTimeMillisWhenClear)
@@ -309,6 +309,20 @@ class RemoteBroker:
     def unlock(self, group: str, queues: Sequence[MessageQueue], client_id: str) -> Later[None]:
         body = encode(LockBatchRequest(consumer_group=group, client_id=client_id, mq_set=list(queues)))
         return self._ask(RequestCode.UNLOCK_BATCH_MQ, {}, _nothing, body=body)
+
+    # -------------------------------------------------------------------------------------------------- clients
+
+    def heartbeat(self, data: HeartbeatData) -> Later[bool]:
+        """Whether it takes several clients over one connection."""
+        return self._ask(
+            RequestCode.HEART_BEAT,
+            {MANY_CLIENTS: "true"},
+            lambda answer: MANY_CLIENTS in _succeeded(answer).fields,
+            body=encode(data),
+        )
+
+    def unregister(self, client_id: str, role: Mapping[str, str]) -> Later[None]:
+        return self._ask(RequestCode.UNREGISTER_CLIENT, {"clientID": client_id, **role}, _nothing)
 
     # ------------------------------------------------------------------------------------------ what it knows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.programs import ROOT
 
-SCRIPT = ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"
+SCRIPT = Path(os.environ.get("APACHE_SH", ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"))
 #: the port of a JVM that shares two cores with others
 START_TIMEOUT_S = 90
 #: a broker writes its files and leaves its NameServer

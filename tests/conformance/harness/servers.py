@@ -1,5 +1,5 @@
-"""The server under test, by SATURNMQ_CONFORMANCE_SERVER: SaturnMQ in Local mode (saturn) or as three processes
-(cluster), or Apache RocketMQ as the oracle (apache)."""
+"""The server under test, by SATURNMQ_CONFORMANCE_SERVER: SaturnMQ in Local mode (saturn), as three processes (cluster),
+as a Proxy over Apache's broker (over-apache), or Apache RocketMQ as the oracle (apache)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,13 @@ class Server:
 
 def start_server(home: Path) -> Server:
     """The server that the environment names, on free ports, with its files under `home`."""
-    return {"saturn": start_saturn, "cluster": start_cluster, "apache": start_apache}[SERVER](home)
+    starts: dict[str, Callable[[Path], Server]] = {
+        "saturn": start_saturn,
+        "cluster": start_cluster,
+        "over-apache": partial(start_cluster, broker=APACHES),
+        "apache": start_apache,
+    }
+    return starts[SERVER](home)
 
 
 def start_saturn(home: Path) -> Server:

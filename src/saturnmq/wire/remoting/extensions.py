@@ -8,6 +8,8 @@ from saturnmq.wire.remoting.command import Command
 KEEP_HANDLE = "keepHandle"
 #: asks ACK_MESSAGE and CHANGE_MESSAGE_INVISIBLETIME to look whether the handle is good; who does says `true` as well
 CHECKS_HANDLE = "checksHandle"
+#: asks HEART_BEAT whether several clients may come over one connection; who takes them says `true` as well
+MANY_CLIENTS = "manyClients"
 
 
 def extensions(command: Command, *names: str) -> dict[str, str]:
