@@ -11,7 +11,7 @@ from harness.exchange import assert_same, varied_messages
 from harness.remoting import RemotingClient, RemotingProducer
 from harness.servers import Server
 
-pytestmark = pytest.mark.clients("python", "go", "java", "node", smoke=())
+pytestmark = pytest.mark.clients("python", "go", "java", "node", "rust", smoke=())
 
 
 def test_grpc_to_remoting_push(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from harness.admin import Admin
 from harness.clients import Client, ClientError, Message, PushConsumer, SimpleConsumer
+from harness.grpc_variants import GRPC_DEFAULTS, GRPC_RUST
 from harness.remoting import RemotingClient, RemotingMessage
 from harness.servers import only_saturn
 
@@ -37,12 +38,18 @@ def arrivals(consumer: SimpleConsumer | PushConsumer, count: int) -> list[tuple[
     return taken
 
 
-@pytest.mark.parametrize("kind", ["simple", "push"])
-def test_a_message_comes_at_its_time(client: Client, admin: Admin, kind: str) -> None:
+@pytest.mark.clients(*GRPC_DEFAULTS, *GRPC_RUST)
+def test_a_message_comes_at_its_time(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
-    subscriptions = {topic: "*"}
-    consumer: SimpleConsumer | PushConsumer
-    consumer = client.simple(group, subscriptions) if kind == "simple" else client.push(group, subscriptions)
+    assert_at_its_time(client, topic, client.simple(group, {topic: "*"}))
+
+
+def test_a_push_consumer_gets_a_message_at_its_time(client: Client, admin: Admin) -> None:
+    topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
+    assert_at_its_time(client, topic, client.push(group, {topic: "*"}))
+
+
+def assert_at_its_time(client: Client, topic: str, consumer: SimpleConsumer | PushConsumer) -> None:
     due_ms = {b"%d" % seconds: in_seconds(seconds) for seconds in (3, 1, 4)}
     producer = client.producer(topic)
     producer.send([Message(topic, body, deliver_ms=due) for body, due in due_ms.items()])

@@ -20,10 +20,12 @@ from harness.clients import (
 )
 from harness.exchange import assert_same, send_and_receive, varied_messages
 from harness.forwarder import Forwarder
-from harness.grpc_variants import GRPC_DEFAULTS, GRPC_SWITCHED, GRPC_TRUSTING
+from harness.grpc_variants import GRPC_DEFAULTS, GRPC_RUST, GRPC_SWITCHED, GRPC_TRUSTING, GRPC_VARIANTS
 from harness.servers import Server
 
 ALL_VARIANTS = (*GRPC_DEFAULTS, *GRPC_SWITCHED)
+#: what a producer and a simple consumer can do
+WITH_RUST = (*GRPC_DEFAULTS, *GRPC_RUST)
 
 # apache.rocketmq.v2.Code
 OK = 20000
@@ -39,7 +41,7 @@ class Unacked(NamedTuple):
     received_s: float
 
 
-@pytest.mark.clients(*ALL_VARIANTS, smoke=("python", "go"))
+@pytest.mark.clients(*ALL_VARIANTS, *GRPC_RUST, smoke=("python", "go"))
 def test_simple_consumer_receives_what_was_sent(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic(), admin.create_group()
     send_and_receive(client.producer(topic), client.simple(group, {topic: "*"}), topic)
@@ -63,6 +65,7 @@ def test_tls_with_a_verified_certificate(client: Client, admin: Admin, server: S
     send_and_receive(client.producer(topic), client.simple(group, {topic: "*"}), topic)
 
 
+@pytest.mark.clients(*WITH_RUST)
 def test_large_body(client: Client, admin: Admin) -> None:
     """Bodies that need more than one flow-control window each way. The Go client sends no more than 2 MiB."""
     topic, group = admin.create_topic(), admin.create_group()
@@ -71,6 +74,7 @@ def test_large_body(client: Client, admin: Admin) -> None:
     assert_same(messages, ids, client.simple(group, {topic: "*"}).take(2))
 
 
+@pytest.mark.clients(*WITH_RUST)
 def test_tag_filter(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic(), admin.create_group()
     messages = [
@@ -122,6 +126,7 @@ def assert_ordered(sent: list[Message], received: list[Delivery]) -> None:
     assert len(received) == len(sent)
 
 
+@pytest.mark.clients(*WITH_RUST)
 def test_simple_consumer_keeps_the_order_of_a_message_group(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic("FIFO"), admin.create_group(fifo=True)
     messages = fifo_messages(topic)
@@ -136,6 +141,7 @@ def test_push_consumer_keeps_the_order_of_a_message_group(client: Client, admin:
     assert_ordered(messages, client.push(group, {topic: "*"}).take(len(messages)))
 
 
+@pytest.mark.clients(*WITH_RUST)
 def test_properties_too_large(client: Client, admin: Admin) -> None:
     topic = admin.create_topic()
     with pytest.raises(ClientError) as raised:
@@ -157,7 +163,7 @@ def test_body_too_large_for_the_server(client: Client, admin: Admin) -> None:
     assert answer == [MESSAGE_BODY_TOO_LARGE, OK]
 
 
-@pytest.mark.clients("go", "node", "java")
+@pytest.mark.clients("go", "node", "java", *GRPC_RUST)
 def test_unknown_topic(client: Client, admin: Admin) -> None:
     producer = client.producer(admin.create_topic())
     with pytest.raises(ClientError) as raised:
@@ -180,7 +186,7 @@ def test_unknown_topic_in_python(client: Client, admin: Admin, server: Server) -
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-@pytest.mark.clients(*ALL_VARIANTS)
+@pytest.mark.clients(*ALL_VARIANTS, *GRPC_RUST)
 def test_through_a_forwarded_port(
     client: Client, admin: Admin, server: Server, forwarder: Forwarder, host: str
 ) -> None:
@@ -193,6 +199,7 @@ def test_through_a_forwarded_port(
         assert forwarder.sent_bytes - before_bytes > sum(len(message.body) for message in sent)
 
 
+@pytest.mark.clients(*WITH_RUST)
 def test_long_poll_is_answered_by_a_message_that_arrives(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic(), admin.create_group()
     producer = client.producer(topic)
@@ -207,7 +214,7 @@ def test_long_poll_is_answered_by_a_message_that_arrives(client: Client, admin: 
 
 
 #: Go 5.1.3 sends no NotifyClientTermination (client.go: the call stands under `err != nil`); it expires
-UNREGISTERING = ("python", "node", "java")
+UNREGISTERING = ("python", "node", "java", *GRPC_RUST)
 
 
 @pytest.mark.clients(*UNREGISTERING)
@@ -231,7 +238,7 @@ def test_closed_producer_is_unregistered(client: Client, admin: Admin) -> None:
 
 def test_every_client_reads_every_client(open_client: Callable[[str], Client], admin: Admin) -> None:
     topic = admin.create_topic()
-    clients = [open_client(variant) for variant in GRPC_DEFAULTS]
+    clients = [open_client(variant) for variant in WITH_RUST]
     messages, ids = [], []
     for client in clients:
         own = varied_messages(topic, count=6)
@@ -251,12 +258,12 @@ def received_once(
 
     def receive(variant: str) -> Unacked:
         if not unacked:
-            for other in GRPC_DEFAULTS:
-                if GRPC_DEFAULTS[other].source.missing_tools():
+            for other in WITH_RUST:
+                if GRPC_VARIANTS[other].source.missing_tools():
                     continue
                 topic, group = admin.create_topic(), admin.create_group()
                 client = Client(
-                    client_process(other), server.grpc, tls=GRPC_DEFAULTS[other].tls, settle_s=server.settle_s
+                    client_process(other), server.grpc, tls=GRPC_VARIANTS[other].tls, settle_s=server.settle_s
                 )
                 clients.append(client)
                 client.producer(topic).send([Message(topic, b"not acknowledged")])
@@ -270,7 +277,7 @@ def received_once(
         client.close_all()
 
 
-@pytest.mark.parametrize("variant", GRPC_DEFAULTS)
+@pytest.mark.parametrize("variant", WITH_RUST)
 def test_unacknowledged_message_is_delivered_again(
     client_process: Callable[[str], ClientProcess], received_once: Callable[[str], Unacked], variant: str
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from harness.admin import Admin
 from harness.clients import Client, ClientError, Delivery, Message
+from harness.grpc_variants import GRPC_DEFAULTS, GRPC_RUST
 from harness.remoting import RemotingClient, RemotingMessage, wait_shared
 from harness.servers import only_saturn
 
@@ -117,6 +118,7 @@ def test_a_push_consumer_with_a_wrong_filter_does_not_start(java_remoting: Remot
 # ----------------------------------------------------------------------------------------------------------- gRPC
 
 
+@pytest.mark.clients(*GRPC_DEFAULTS, *GRPC_RUST)
 def test_grpc_simple_consumer(client: Client, admin: Admin) -> None:
     topic, group = admin.create_topic(), admin.create_group()
     consumer = client.simple(group, {topic: EXPRESSION}, sql=True)

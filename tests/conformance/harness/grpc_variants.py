@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.programs import GO, JAVA, NODE, PYTHON, ProgramSource
+from harness.programs import GO, JAVA, NODE, PYTHON, RUST, ProgramSource
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ GRPC_DEFAULTS = {
     "node": Variant(ProgramSource("node", NODE), tls=False),
     "java": Variant(ProgramSource("java_grpc", JAVA), tls=True),
 }
+#: it has producers and simple consumers only, and its TLS has no certificates to connect with
+GRPC_RUST = {"rust": Variant(ProgramSource("rust", RUST), tls=False)}
 #: Go's switch is one for its process, hence processes of their own
 GRPC_SWITCHED = {
     "go-plaintext": Variant(GRPC_DEFAULTS["go"].source, tls=False),
@@ -31,4 +33,4 @@ GRPC_TRUSTING = {
     "python-tls": Variant(GRPC_DEFAULTS["python"].source, tls=True, trusting=True),
     "node-tls": Variant(GRPC_DEFAULTS["node"].source, tls=True, trusting=True),
 }
-GRPC_VARIANTS = GRPC_DEFAULTS | GRPC_SWITCHED | GRPC_TRUSTING
+GRPC_VARIANTS = GRPC_DEFAULTS | GRPC_RUST | GRPC_SWITCHED | GRPC_TRUSTING

@@ -44,6 +44,7 @@ NODE = Toolchain(
     build=(("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"),),
     run=("node", "client.js"),
 )
+RUST = Toolchain(needs=("cargo",), build=(("cargo", "build", "--quiet", "--locked"),), run=("./target/debug/client",))
 JAVA = Toolchain(
     needs=("java", "mvn"),
     build=(("mvn", "-q", "-B", "compile", "dependency:copy-dependencies"),),

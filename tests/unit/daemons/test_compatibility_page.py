@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "compatibility.md"
-CLIENTS = ("Python", "Go", "Node", "Java", "Java 4")
+CLIENTS = ("Python", "Go", "Node", "Java", "Java 4", "Rust")
 NAME = re.compile(r"`((?:unit/\w+/|oracle/)?test_\w+\.py)::(test_\w+)`")
 
 
@@ -81,6 +81,7 @@ def test_versions() -> None:
         for version in re.findall(r"(?:<|-D)client[=>]([\d.]+)", path.read_text())
     ]
     python = re.findall(r'"(rocketmq-python-client)==(\S+)"', (ROOT / "pyproject.toml").read_text())
-    assert len([*go, *node, *java, *python]) == 7
-    for name, version in [*go, *node, *java, *python]:
+    rust = re.findall(r'^(rocketmq) = "=(\S+)"', (clients / "rust" / "Cargo.toml").read_text(), re.MULTILINE)
+    assert len([*go, *node, *java, *python, *rust]) == 8
+    for name, version in [*go, *node, *java, *python, *rust]:
         assert f"`{name}` {version}" in page
