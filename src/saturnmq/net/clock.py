@@ -20,6 +20,11 @@ class LoopTimer:
     def cancel(self) -> None:
         self.call = None
 
+    def ring(self) -> None:
+        """It is due; whatever else happens in this turn may still have cancelled it."""
+        if self.call is not None:
+            self.call()
+
 
 #: a wall clock that was put back by an hour is met again eight hours later
 _CATCH_UP = 8
@@ -96,6 +101,5 @@ class LoopClock:
         while self._timers and self._timers[0][0] <= now_ms:
             due.append(heapq.heappop(self._timers)[2])
         for timer in due:
-            if timer.call is not None:
-                self._loop.call_soon(timer.call)
+            self._loop.call_soon(timer.ring)
         self._set_alarm()

@@ -141,3 +141,14 @@ def test_a_test_puts_all_of_it_forward(world: World) -> None:
     assert came == [-HOUR_MS]
     assert world.clock.now_ms() == world.clock.wall_ms() == world.wall_ms + HOUR_MS
     assert world.clock.steady_ms() == world.steady_ms + HOUR_MS
+
+
+def test_a_timer_that_is_cancelled_in_the_turn_in_which_it_is_due() -> None:
+    """As after a process was stopped for a while: an answer and its time-out are there at once."""
+    world = World()
+    rung: list[str] = []
+    due_ms = world.clock.now_ms() + 10
+    world.clock.call_at(due_ms, lambda: late.cancel())
+    late = world.clock.call_at(due_ms, lambda: rung.append("late"))
+    world.sleep(20)
+    assert not rung
