@@ -21,11 +21,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: install ## start Local mode, send and receive 1,000 messages with the official Python client
 	@$(BIN)/python scripts/demo.py
 
-check: install ## format, lint, types, imports, unit and property tests, short simulation, smoke: minutes
+check: install ## format, lint, types, imports, the Dockerfile, unit and property tests, short simulation, smoke: minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint examples/Dockerfile
 	$(PYTEST) tests/unit tests/simulation
 	$(PYTEST) -m smoke tests/conformance
 
@@ -40,6 +41,9 @@ long: install ## full disks, 100,000 queues and other tests that take minutes or
 
 soak: install ## sends, kill -9 and retention in a loop, for MINUTES=30
 	$(BIN)/python tests/long/soak.py --minutes $(or $(MINUTES),30)
+
+drill: install ## three Proxies over two Brokers under load, one fault after another, for MINUTES=20; SEED=… is one order again
+	$(BIN)/python tests/long/drill.py --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 oracle: install ## the same clients against Apache, and whatever else starts its processes
 	$(PYTEST) tests/oracle
@@ -60,4 +64,4 @@ rewrite: install ## compile the protos and record golden files anew; read their 
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate long soak oracle bench bench-store bench-timers rewrite
+.PHONY: help install demo check test simulate long soak drill oracle bench bench-store bench-timers rewrite

@@ -12,6 +12,7 @@ CHUNK_BYTES = 64 * 1024
 class Forwarder:
     """Accepts on a free port and copies both ways to `target`; counts what clients sent through it.
 
+    Between `partition` and `heal` nothing passes, and nothing is refused; `delay_s` makes the link slow.
     A load balancer says `greeting` before the client's first byte.
     Lives in a thread with an event loop of its own; use it in a `with` statement.
     """
@@ -26,6 +27,9 @@ class Forwarder:
         self.port = 0
         self.connections = 0
         self.sent_bytes = 0
+        self.delay_s = 0.0
+        self._whole = asyncio.Event()
+        self._whole.set()
 
     def __enter__(self) -> Forwarder:
         self._thread.start()
@@ -40,6 +44,12 @@ class Forwarder:
         self._thread.join()
         self._loop.close()
 
+    def partition(self) -> None:
+        self._loop.call_soon_threadsafe(self._whole.clear)
+
+    def heal(self) -> None:
+        self._loop.call_soon_threadsafe(self._whole.set)
+
     async def _listen(self) -> asyncio.Server:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
@@ -53,16 +63,27 @@ class Forwarder:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        onward_reader, onward_writer = await asyncio.open_connection(*self._target)
+        await self._pass()
+        try:
+            onward_reader, onward_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.close()
+            return
         onward_writer.write(self._greeting)
         for source, sink, counted in ((reader, onward_writer, True), (onward_reader, writer, False)):
             copy = asyncio.create_task(self._copy(source, sink, counted=counted), name="forwarder copy")
             self._copies.add(copy)
             copy.add_done_callback(self._copies.discard)
 
+    async def _pass(self) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        await self._whole.wait()
+
     async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, counted: bool) -> None:
         try:
             while data := await source.read(CHUNK_BYTES):
+                await self._pass()
                 if counted:
                     self.sent_bytes += len(data)
                 sink.write(data)
