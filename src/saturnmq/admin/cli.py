@@ -1,4 +1,4 @@
-"""`saturnmq admin`: what needs the files of a store (`offline`), and what asks running servers (`online`)."""
+"""`saturnmq admin`: what needs the files of a store (`offline`), and what asks running servers (`online`, `health`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from saturnmq.admin import offline, online
+from saturnmq.admin import health, offline, online
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,6 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     offline.add_commands(commands.add_parser)
     online.add_commands(commands.add_parser)
+    health.add_commands(commands.add_parser)
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us, silently
     code: int = given.run(given)

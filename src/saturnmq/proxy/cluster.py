@@ -34,7 +34,7 @@ from saturnmq.wire.remoting.bodies import ClusterInfo
 
 logger = logging.getLogger(__name__)
 
-#: between questions which brokers there are, milliseconds; sooner while no NameServer answers
+#: between questions which brokers there are, milliseconds; sooner while none is known
 REFRESH_MS, RETRY_MS = 20_000, 1_000
 #: a topic or a group that is not there may be made at any time, milliseconds
 MISSING_MS = 1_000
@@ -151,7 +151,7 @@ class Cluster:
 
         def known(info: ClusterInfo) -> None:
             self.brokers.only(info.broker_addr_table)
-            go_on(REFRESH_MS)
+            go_on(REFRESH_MS if self.brokers else RETRY_MS)
 
         def unknown(error: BaseException) -> None:
             logger.warning("%s", error)
