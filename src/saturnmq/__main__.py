@@ -95,7 +95,7 @@ def _parser() -> ArgumentParser:
     _add_print_config(broker)
     _add_common(broker)
 
-    proxy = command("proxy", "A Proxy over Brokers, ours or Apache's: serves gRPC clients, and keeps nothing.")
+    proxy = command("proxy", "A Proxy over Brokers, ours or Apache's: serves clients of both protocols, keeps nothing.")
     _add_namesrv(proxy, "NameServers that know the Brokers")
     proxy.add_argument("--data-dir", type=Path, metavar="DIR", help="for the self-signed certificate, ./saturnmq-data")
     _add_proxy_config(proxy)
@@ -103,7 +103,7 @@ def _parser() -> ArgumentParser:
     proxy.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the ports")
     proxy.add_argument("--worker", type=_inlet, help=SUPPRESS)
     _add_ports(proxy, "grpc", short="--port")
-    _add_ports(proxy, "http")
+    _add_ports(proxy, "proxy_remoting", "http")
     _add_advertise(proxy)
     _add_print_config(proxy)
     _add_common(proxy)

@@ -41,7 +41,7 @@ class Stage:
     def proxy(self, name: str, *arguments: str) -> ServerProcess:
         """On a port that it keeps."""
         home = self._home / name
-        ports = (f"--port={free_port()}", "--http-port=0", f"--data-dir={home / 'data'}")
+        ports = (f"--port={free_port()}", "--proxy-remoting-port=0", "--http-port=0", f"--data-dir={home / 'data'}")
         proxy = ServerProcess("proxy", "-n", self.namesrv, *ports, *arguments, home=home)
         proxy.start()
         self._opened.callback(lambda: proxy.running and proxy.stop())

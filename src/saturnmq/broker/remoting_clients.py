@@ -8,10 +8,9 @@ import msgspec
 
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.filters import check_allowed
-from saturnmq.kernel.errors import IllegalFilter
-from saturnmq.kernel.ports import ClientChannel, ConsumerMembership
-from saturnmq.kernel.subscription import Subscription, keep, subscribe
-from saturnmq.net.remoting_channel import RemotingChannel
+from saturnmq.kernel.ports import ClientChannel
+from saturnmq.kernel.subscription import subscribe
+from saturnmq.net.remoting_channel import RemotingChannel, channel_of
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
     Connection,
@@ -25,7 +24,7 @@ from saturnmq.wire.remoting.bodies import (
 )
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
-from saturnmq.wire.remoting.consumers import QuerySubscription, subscription_data
+from saturnmq.wire.remoting.consumers import QuerySubscription, membership_of, subscription_data
 from saturnmq.wire.remoting.extensions import MANY_CLIENTS, extensions
 from saturnmq.wire.remoting.headers import (
     CheckClientBody,
@@ -107,31 +106,14 @@ class ClientHandlers:
         return Response()
 
     def _channel(self, command: Command, connection: RemotingConnection, client_id: str) -> RemotingChannel:
-        """The client of this connection; several may share one."""
-        channels: dict[str, RemotingChannel] | None = connection.channels.get(_CLIENTS)
-        if channels is None:
-            channels = connection.channels[_CLIENTS] = {}
-            connection.on_close.append(lambda: self._lost(channels))
-        channel = channels.get(client_id)
-        if channel is None:
-            channel = channels[client_id] = RemotingChannel(connection, client_id, command.language, command.version)
-        return channel
-
-    def _lost(self, channels: dict[str, RemotingChannel]) -> None:
-        for channel in channels.values():
-            self._clients.left(channel)
+        return channel_of(command, connection, client_id, _CLIENTS, self._clients.left)
 
     def _consumer_joined(self, channel: RemotingChannel, consumer: ConsumerData, data: HeartbeatData) -> bool:
         """Whether the client should send its subscriptions with the next heart-beat."""
         without = data.without_sub and data.heartbeat_fingerprint != 0
-        membership = ConsumerMembership(
-            group=consumer.group_name,
-            consume_type=consumer.consume_type,
-            message_model=consumer.message_model,
-            consume_from=consumer.consume_from_where,
-            subscriptions=[] if without else self._subscriptions(consumer),
-            unit_mode=consumer.unit_mode,
-        )
+        membership = membership_of(consumer)
+        for subscription in membership.subscriptions:
+            self._broker.topics.get_or_create(subscription.topic)
         known = self._clients.consumer_group(consumer.group_name)
         if not self._clients.consumer_joined(channel, membership, keep_subscriptions=without):
             log.warning("%s (%s) names the unknown group %s", channel.client_id, channel.peer, consumer.group_name)
@@ -141,16 +123,6 @@ class ClientHandlers:
         differs = known is not None and group.fingerprint != data.heartbeat_fingerprint
         group.fingerprint = data.heartbeat_fingerprint
         return differs or (without and not group.subscriptions)
-
-    def _subscriptions(self, consumer: ConsumerData) -> list[Subscription]:
-        subscriptions = []
-        for data in consumer.subscription_data_set:
-            self._broker.topics.get_or_create(data.topic)
-            try:
-                subscriptions.append(keep(data.topic, data.sub_string, data.expression_type, data.sub_version))
-            except IllegalFilter as error:
-                log.warning("group %s cannot have %s: %s", consumer.group_name, data.topic, error)
-        return subscriptions
 
 
 def _connection(channel: ClientChannel) -> Connection:

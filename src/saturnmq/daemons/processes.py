@@ -40,11 +40,11 @@ from saturnmq.net.lookups import Kept
 from saturnmq.net.nameservers import NameServers, RemoteRoutes
 from saturnmq.net.passing import Inlet
 from saturnmq.net.remoting_client import RemotingClient
-from saturnmq.net.remoting_connection import Handler
-from saturnmq.net.remoting_server import RemotingServer
+from saturnmq.net.remoting_server import Handler, RemotingServer
 from saturnmq.net.tasks import ThreadBackground, wait_reply
 from saturnmq.net.tls import CertificateWatch, certificate_files, server_context
 from saturnmq.proxy import grpc as proxy_grpc
+from saturnmq.proxy import remoting as proxy_remoting
 from saturnmq.proxy.cluster import Cluster
 from saturnmq.proxy.proxy import Proxy as ProxyRoom
 from saturnmq.store.store import Store
@@ -69,7 +69,7 @@ LISTEN_ADVICE = {
 
 def shared_listeners(config: ProxyConfig) -> dict[str, int]:
     """Those that workers share, and their default ports."""
-    return {"grpc": config.grpc_server_port}
+    return {"grpc": config.grpc_server_port, "proxy_remoting": config.remoting_listen_port}
 
 
 class StartError(Exception):
@@ -146,6 +146,19 @@ class Daemon:
             raise StartError(f"the TLS certificate {named} cannot be used: {error}") from error
         self.opened.callback(watch.close)
         return GrpcServer(methods, self.clock, self.limits, self.metrics, context)
+
+    async def listen_proxy(self, handlers: Mapping[int, Handler], grpc: GrpcServer, config: ProxyConfig) -> None:
+        too = grpc if config.enable_remoting_local_proxy_grpc else None
+        remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy", too)
+        await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
+        await self.listen("grpc", grpc, config.grpc_server_port)
+
+    def remoting_address(self, dialled: Address) -> Address:
+        """Where clients of the Proxy's Remoting port find all brokers: there."""
+        advertised = self.options.advertised("proxy-remoting")
+        if advertised is None:
+            return Address(self.proxy_config().remoting_access_addr or dialled.host, dialled.port)
+        return Address(advertised.host, advertised.port or dialled.port)
 
     def proxy_config(self) -> ProxyConfig:
         config = configfile.convert(self.values, ProxyConfig)
@@ -352,19 +365,17 @@ class Local(Broker):
         address = await self.listen("namesrv", names, DEFAULT_NAMESRV_PORT)
         name_server.listens_on(address.port)
 
-        handlers = self.broker_handlers | nameserver_remoting.table(name_server, self._one_port)
-        remoting = RemotingServer(handlers, self.clock, self.limits, self.metrics, "proxy")
-        await self.listen("proxy_remoting", remoting, config.remoting_listen_port)
-
         self.proxy = ProxyRoom({self.broker.name: self.broker}, self.broker, routes, config, self.clock)
         self.opened.callback(self.proxy.close)
-        await self.listen("grpc", self.grpc_server(self.proxy, self.data_dir), config.grpc_server_port)
+        grpc = self.grpc_server(self.proxy, self.data_dir)
+        # clients of this port reach no other one: operators find here what the broker and the NameServer have
+        handlers = (
+            self.broker_handlers
+            | proxy_remoting.table(self.proxy, self.remoting_address, unnamed=self.broker)
+            | nameserver_remoting.table(name_server, self.remoting_address)
+        )
+        await self.listen_proxy(handlers, grpc, config)
         await self.listen_vip()
-
-    def _one_port(self, dialled: Address) -> Address:
-        """Where clients of the Proxy's Remoting port find the broker: there."""
-        advertised = self.options.advertised("proxy-remoting")
-        return Address(advertised.host, advertised.port or dialled.port) if advertised else dialled
 
 
 class Proxy(Daemon):
@@ -391,7 +402,8 @@ class Proxy(Daemon):
         self.opened.callback(self.proxy.close)
         self.opened.push_async_callback(self._drain)
         self.data_dir = (self.options.data_dir or Path(DEFAULT_DATA_DIR)).absolute()
-        await self.listen("grpc", self.grpc_server(self.proxy, self.data_dir), config.grpc_server_port)
+        served = proxy_remoting.table(self.proxy, self.remoting_address)
+        await self.listen_proxy(served, self.grpc_server(self.proxy, self.data_dir), config)
 
     def trouble(self) -> str:
         return self.cluster.trouble()

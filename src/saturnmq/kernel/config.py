@@ -198,6 +198,14 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     grpc_server_port: Port = 8081
     remoting_listen_port: Port = 8080
+    #: the host that routes give to Remoting clients; empty: the one that they dialled
+    remoting_access_addr: str = ""
+    #: gRPC is served on the Remoting port too
+    enable_remoting_local_proxy_grpc: bool = True
+    #: Apache: empty
+    region_id: str = "DefaultRegion"
+    #: Apache: false, which keeps clients from tracing what they send over Remoting
+    trace_on: bool = True
     #: bytes of a body
     max_message_size: Positive = 4 * MIB
     #: bytes of user properties, tag and keys together

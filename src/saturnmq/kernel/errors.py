@@ -171,6 +171,10 @@ class FlushTimeout(SaturnError):
         self.value = value
 
 
+class VersionNotSupported(SaturnError):
+    """The client leaves out what it must say here: it is too old, or meant to ask elsewhere."""
+
+
 class RequestTimeout(SaturnError):
     """Another process did not answer our request in time."""
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from saturnmq.kernel.clock import Clock, Timer
@@ -28,6 +28,8 @@ SWEEPS = 4
 SWEPT_PER_TURN = 100
 #: the first byte of a TLS record that begins a handshake
 TLS_HANDSHAKE = b"\x16"
+#: that of what HTTP/2 clients say first (RFC 9113, 3.4)
+HTTP2_PREFACE = b"P"
 #: milliseconds that clients have to take their last answers before they are cut off
 LAST_WORDS_MS = 1000
 
@@ -51,7 +53,7 @@ class GrpcServer:
         self._ssl_context = ssl_context
         self._acceptor = Acceptor(clock, self.adopt)
         self._newcomers = Newcomers(
-            clock, limits, limits.handshake_ms, self._take, self._too_silent, self._traffic.limited
+            clock, limits, limits.handshake_ms, self.take, self._too_silent, self._traffic.limited
         )
         self._handshakes: set[asyncio.Task[None]] = set()
         self._connections: set[GrpcConnection] = set()
@@ -101,30 +103,36 @@ class GrpcServer:
 
     # -- from accept to a protocol
 
-    def _take(self, newcomer: Newcomer, first: bytes) -> None:
-        """The first byte says whether it is TLS."""
+    def take(self, newcomer: Newcomer, first: bytes, otherwise: Callable[[], asyncio.Protocol] | None = None) -> None:
+        """Serve a connection; the first byte says whether it is TLS. `otherwise` makes the protocol for a client behind
+        TLS that does not offer HTTP/2, where the port has another protocol."""
         self._plan_sweep()
         wants_tls = first == TLS_HANDSHAKE
         if wants_tls and self._ssl_context is None:
             log.warning("closed the connection of %s: it wants TLS, which is not configured", newcomer.peer)
             newcomer.socket.close()
-            self._newcomers.left(newcomer)
+            newcomer.left()
             return
-        adoption = self._adopt(newcomer, self._ssl_context if wants_tls else None)
+        make: Callable[[], asyncio.Protocol] = partial(self._connection, newcomer)
+        if wants_tls and otherwise is not None:
+            make = partial(_ByAlpn, make, otherwise)
+        adoption = self._adopt(newcomer, make, self._ssl_context if wants_tls else None)
         handshake = asyncio.get_running_loop().create_task(adoption, name=f"grpc handshake with {newcomer.peer}")
         self._handshakes.add(handshake)
         handshake.add_done_callback(self._handshakes.discard)
 
-    async def _adopt(self, newcomer: Newcomer, context: ssl.SSLContext | None) -> None:
+    async def _adopt(
+        self, newcomer: Newcomer, make: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None
+    ) -> None:
         handshake_s = None if context is None else self._limits.handshake_ms / 1000
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                partial(self._connection, newcomer), newcomer.socket, ssl=context, ssl_handshake_timeout=handshake_s
+                make, newcomer.socket, ssl=context, ssl_handshake_timeout=handshake_s
             )
         except (OSError, TimeoutError) as error:
             log.warning("closed the connection of %s: TLS: %s", newcomer.peer, error or type(error).__name__)
             newcomer.socket.close()
-            self._newcomers.left(newcomer)
+            newcomer.left()
 
     def _connection(self, newcomer: Newcomer) -> GrpcConnection:
         gone = partial(self._gone, newcomer)
@@ -141,7 +149,7 @@ class GrpcServer:
             connection.abort()
 
     def _gone(self, newcomer: Newcomer, connection: GrpcConnection) -> None:
-        self._newcomers.left(newcomer)
+        newcomer.left()
         self._connections.discard(connection)
         if self._closing and not self._connections:
             self._all_gone.set()
@@ -168,6 +176,19 @@ class GrpcServer:
             self._clock.call_soon(partial(self._sweep_some, left))
         elif self._handshakes or self._connections:
             self._plan_sweep()
+
+
+class _ByAlpn(asyncio.Protocol):
+    """A connection behind TLS, on a port of two protocols: gRPC clients offer h2, others do not."""
+
+    def __init__(self, http2: Callable[[], asyncio.Protocol], other: Callable[[], asyncio.Protocol]) -> None:
+        self._http2, self._other = http2, other
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        offers_h2 = transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+        protocol = self._http2() if offers_h2 else self._other()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
 
 def _route(path: bytes, method: Method) -> Route:

@@ -30,6 +30,7 @@ SWEEPS = 4
 class Newcomer(msgspec.Struct):
     """A connection of which nothing was read. Through a load balancer the ends are the client's, as it told us."""
 
+    port: Newcomers
     socket: socket.socket
     peer: Address
     local: Address
@@ -40,11 +41,17 @@ class Newcomer(msgspec.Struct):
     needed_bytes: int = 1
     counted: bool = True
 
+    def left(self) -> None:
+        """It was adopted and is gone, or did not come to be."""
+        if self.counted:
+            self.counted = False
+            self.port.left(self)
+
 
 class Newcomers:
     """Owner of the connections of a port that have not said yet what they speak, and of how many there are in all.
 
-    `adopt(newcomer, first)` takes over a connection whose first byte is there (unread), and says `left(newcomer)` when
+    `adopt(newcomer, first)` takes over a connection whose first byte is there (unread), and says `newcomer.left()` when
     it is gone. Those that say nothing for `silent_ms` are told to `too_silent` and closed. `limited` is told the field
     of Limits that a connection was refused for.
     """
@@ -77,11 +84,9 @@ class Newcomers:
             self._timer.cancel()
 
     def left(self, newcomer: Newcomer) -> None:
-        """A connection that was adopted is gone, or did not come to be."""
-        if newcomer.counted:
-            newcomer.counted = False
-            self.open -= 1
-            self._leave(newcomer.peer.host)
+        """See `Newcomer.left`."""
+        self.open -= 1
+        self._leave(newcomer.peer.host)
 
     def enter(self, accepted: socket.socket, peer: Address) -> None:
         """A connection that nobody has read from; it is ours now."""
@@ -94,7 +99,7 @@ class Newcomers:
         else:
             local = Address(*accepted.getsockname()[:2])
             until_ms = self._clock.steady_ms() + self._silent_ms
-            newcomer = Newcomer(accepted, peer, local, until_ms, self._limits.proxy_protocol)
+            newcomer = Newcomer(self, accepted, peer, local, until_ms, self._limits.proxy_protocol)
             self.open += 1
             self._hosts[peer.host] += 1
             self.silent[accepted] = newcomer
@@ -170,7 +175,7 @@ class Newcomers:
         del self.silent[newcomer.socket]
         asyncio.get_running_loop().remove_reader(newcomer.socket)
         newcomer.socket.close()
-        self.left(newcomer)
+        newcomer.left()
 
     def _plan_sweep(self) -> None:
         if self._timer is None and not self._closing:

@@ -5,7 +5,8 @@ Source: broker/client/net/Broker2Client.java
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import SaturnError, ServiceUnavailable
@@ -122,3 +123,26 @@ def _body(answer: Command) -> bytes:
     if answer.code != ResponseCode.SUCCESS or not answer.body:
         raise SaturnError(answer.remark or f"the client answered {answer.code}")
     return answer.body
+
+
+def channel_of(
+    command: Command,
+    connection: RemotingConnection,
+    client_id: str,
+    role: str,
+    lost: Callable[[RemotingChannel], None],
+) -> RemotingChannel:
+    """The client in this role; several may share a connection. `lost` hears of each when the connection is lost."""
+    channels: dict[str, RemotingChannel] | None = connection.channels.get(role)
+    if channels is None:
+        channels = connection.channels[role] = {}
+        connection.on_close.append(partial(_lost, channels, lost))
+    channel = channels.get(client_id)
+    if channel is None:
+        channel = channels[client_id] = RemotingChannel(connection, client_id, command.language, command.version)
+    return channel
+
+
+def _lost(channels: Mapping[str, RemotingChannel], lost: Callable[[RemotingChannel], None]) -> None:
+    for channel in channels.values():
+        lost(channel)

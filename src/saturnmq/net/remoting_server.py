@@ -15,6 +15,7 @@ from saturnmq.kernel.config import Limits
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.net.accepting import Acceptor
+from saturnmq.net.grpc_server import HTTP2_PREFACE, TLS_HANDSHAKE, GrpcServer
 from saturnmq.net.newcomers import Newcomer, Newcomers
 from saturnmq.net.remoting_connection import Handler, RemotingConnection
 from saturnmq.net.remoting_traffic import Traffic
@@ -30,9 +31,17 @@ class RemotingServer:
     """Owner of its listeners and of the connections that came through them."""
 
     def __init__(
-        self, handlers: Mapping[int, Handler], clock: Clock, limits: Limits, metrics: Metrics, name: str
+        self,
+        handlers: Mapping[int, Handler],
+        clock: Clock,
+        limits: Limits,
+        metrics: Metrics,
+        name: str,
+        grpc: GrpcServer | None = None,
     ) -> None:
+        """`grpc` serves those who come to this port and speak gRPC, and decides about TLS; without it there is none."""
         self._handlers = handlers
+        self._grpc = grpc
         self._clock = clock
         self._traffic = Traffic(metrics, name, clock, limits)
         # Java's clients open a connection to each NameServer and keep it until they need it
@@ -57,6 +66,10 @@ class RemotingServer:
         self._newcomers.enter(accepted, peer)
 
     def _take(self, newcomer: Newcomer, first: bytes) -> None:
+        """Remoting begins with a length, which does not begin as gRPC or TLS do."""
+        if self._grpc is not None and first in (TLS_HANDSHAKE, HTTP2_PREFACE):
+            self._grpc.take(newcomer, first, otherwise=partial(self._connection, newcomer))
+            return
         adoption = asyncio.get_running_loop().create_task(self._adopt(newcomer), name=f"remoting with {newcomer.peer}")
         self._adoptions.add(adoption)
         adoption.add_done_callback(self._adoptions.discard)
@@ -67,7 +80,7 @@ class RemotingServer:
             await asyncio.get_running_loop().connect_accepted_socket(make, newcomer.socket)
         except OSError as error:
             log.warning("lost the connection of %s: %s", newcomer.peer, error)
-            self._newcomers.left(newcomer)
+            newcomer.left()
 
     def _connection(self, newcomer: Newcomer) -> RemotingConnection:
         gone = partial(self._gone, newcomer)
@@ -104,7 +117,7 @@ class RemotingServer:
         self._connections.add(connection)
 
     def _gone(self, newcomer: Newcomer, connection: RemotingConnection) -> None:
-        self._newcomers.left(newcomer)
+        newcomer.left()
         self._connections.discard(connection)
         if self._closing and not self._connections:
             self._all_gone.set()

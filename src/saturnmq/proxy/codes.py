@@ -44,6 +44,7 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.ClientIdRequired: pb.CLIENT_ID_REQUIRED,
     errors.IllegalOperation: pb.PRECONDITION_FAILED,
     errors.NotSupported: pb.UNSUPPORTED,
+    errors.VersionNotSupported: pb.VERSION_UNSUPPORTED,
     errors.TimersDisabled: pb.UNSUPPORTED,
     errors.SystemBusy: pb.TOO_MANY_REQUESTS,
     errors.TimersCongested: pb.TOO_MANY_REQUESTS,

@@ -32,7 +32,7 @@ from saturnmq.kernel.errors import (
 from saturnmq.kernel.host import Address, pack, unpack
 from saturnmq.kernel.message import COMPRESSED, TRANSACTION_PREPARED, Message, StoredMessage
 from saturnmq.kernel.topic import MessageType
-from saturnmq.proxy.proxy import message_id
+from saturnmq.proxy.proxy import message_id, type_of
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,6 +52,13 @@ _UNSUPPORTED_TYPES = {
     pb.PRIORITY: "message priorities are not supported by this version of SaturnMQ: nothing was sent",
 }
 
+
+_TYPES = {
+    MessageType.NORMAL: pb.NORMAL,
+    MessageType.FIFO: pb.FIFO,
+    MessageType.DELAY: pb.DELAY,
+    MessageType.TRANSACTION: pb.TRANSACTION,
+}
 
 #: properties that have a field of their own in gRPC, or none at all. Apache shows the last four to applications.
 _NOT_FOR_USERS = props.RESERVED | {
@@ -261,7 +268,7 @@ def to_client(
     digest.type = pb.MD5
     digest.checksum = md5(body, usedforsecurity=False).hexdigest().upper()
     system.body_encoding = encoding
-    system.message_type = _type_of(properties)
+    system.message_type = _TYPES[type_of(properties)]
     set_time(system.born_timestamp, stored.born_ms)
     set_time(system.store_timestamp, stored.stored_ms)
     system.born_host = properties.get(props.BORN_HOST) or _host(stored.born_host)
@@ -314,14 +321,6 @@ def _rare_properties(system: pb.SystemProperties, properties: dict[str, str]) ->
     if dead_topic is not None and dead_id is not None:
         system.dead_letter_queue.topic = dead_topic
         system.dead_letter_queue.message_id = dead_id
-
-
-def _type_of(properties: dict[str, str]) -> pb.MessageType:
-    if properties.get(props.TRANSACTION_PREPARED) == "true":
-        return pb.TRANSACTION
-    if props.DELAY in properties or props.TIMER_DELIVER_MS in properties or props.TIMER_DELAY_SEC in properties:
-        return pb.DELAY
-    return pb.FIFO if props.SHARDING_KEY in properties else pb.NORMAL
 
 
 @lru_cache(maxsize=4096)

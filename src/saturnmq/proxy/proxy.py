@@ -44,13 +44,24 @@ from saturnmq.kernel.ports import (
     SendRequest,
 )
 from saturnmq.kernel.subscription import Subscription
-from saturnmq.kernel.topic import DLQ_PREFIX, RETRY_PREFIX, GroupConfig, MessageQueue, MessageType, pop_retry_topic
+from saturnmq.kernel.topic import (
+    DLQ_PREFIX,
+    RETRY_PREFIX,
+    GroupConfig,
+    MessageQueue,
+    MessageType,
+    TopicConfig,
+    pop_retry_topic,
+)
 from saturnmq.proxy.receipts import Receipts, after_change, give_back, settle
 from saturnmq.proxy.routing import Routing, TopicView
 from saturnmq.proxy.sessions import Sessions
 from saturnmq.wire import record
 
 logger = logging.getLogger(__name__)
+
+#: what has one of them is for a time
+_DELAYS = frozenset({props.DELAY, props.TIMER_DELIVER_MS, props.TIMER_DELAY_SEC, props.TIMER_DELAY_MS})
 
 
 class ReceiveRequest(msgspec.Struct, gc=False, kw_only=True):
@@ -110,6 +121,7 @@ class Proxy:
         self.clock = clock
         self.brokers = brokers
         self.cluster = cluster
+        self.routes = routes
         self.routing = Routing(brokers, cluster, routes, clock)
         self.sessions = Sessions(cluster, clock, config.channel_expired_timeout)
         self.receipts = Receipts(cluster, config, clock)
@@ -160,7 +172,7 @@ class Proxy:
         message_group: str,
     ) -> Reply[SendReceipt]:
         """What a broker cannot have stored goes to another one, unless that would break an order."""
-        self._check_type(view, message_type)
+        self._check_type(view.topic, view.message_type, message_type)
         queue = view.choose_queue(message_group)
 
         def send_to(queue: MessageQueue) -> Reply[SendReceipt]:
@@ -187,15 +199,24 @@ class Proxy:
             queue = view.choose_other_queue(self.brokers, queue) or queue
         return rescue(lambda: send_to(queue), (Unreachable, ServiceUnavailable), send_elsewhere)
 
-    def _check_type(self, view: TopicView, sent: MessageType) -> None:
-        taken = view.message_type
+    def check_type(self, topic: str, sent: MessageType) -> Reply[None]:
+        """Raises MessageTypeMismatch. A topic that is not there yet takes what it is created for."""
+
+        def check(config: TopicConfig | None) -> None:
+            if config is not None:
+                self._check_type(topic, config.message_type, sent)
+
+        return after(self.cluster.topic_config(topic), check)
+
+    def _check_type(self, topic: str, taken: MessageType, sent: MessageType) -> None:
         if taken is sent or taken is MessageType.MIXED or not self.config.enable_topic_message_type_check:
             return
-        if view.topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
+        if topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
             return
         raise MessageTypeMismatch(
-            f"the topic {view.topic} takes {taken} messages, this one is {sent}: send it to a topic of its type, or "
-            f"change this one (`mqadmin updateTopic -t {view.topic} -a +message.type={sent}`, or MIXED for all types)"
+            f"the topic {topic} takes {taken} messages, this one is {sent}: send it to a topic of its type, or change "
+            f"this one (`mqadmin updateTopic -t {topic} -a +message.type={sent}`; MIXED takes all types, where the "
+            "broker has enableMixedMessageType=true)"
         )
 
     def recall(self, topic: str, handle_text: str, born_host: bytes) -> Reply[str]:
@@ -210,7 +231,7 @@ class Proxy:
         request = RecallRequest(topic=topic, handle=handle_text, producer_group=topic, born_host=born_host)
 
         def recall(view: TopicView) -> Reply[str]:
-            self._check_type(view, MessageType.DELAY)
+            self._check_type(view.topic, view.message_type, MessageType.DELAY)
             return broker.recall(request)
 
         return chain(self.routing.view(topic), recall)
@@ -458,6 +479,15 @@ def _with_handle(broker_name: str, message_id: str, receipt: SendReceipt) -> Sen
         message_id=message_id,
     ).encode()
     return receipt
+
+
+def type_of(properties: Mapping[str, str]) -> MessageType:
+    """As its properties make it (common/attribute/TopicMessageType.java)."""
+    if properties.get(props.TRANSACTION_PREPARED) == "true":
+        return MessageType.TRANSACTION
+    if not _DELAYS.isdisjoint(properties):
+        return MessageType.DELAY
+    return MessageType.FIFO if props.SHARDING_KEY in properties else MessageType.NORMAL
 
 
 def existing(group: GroupConfig | None, name: str) -> GroupConfig:

@@ -138,7 +138,8 @@ def start_cluster(home: Path, namesrv: str = OURS, broker: str = OURS, proxy: st
         wait_for_route(ports["NAMESRV"], {"broker-a": f"127.0.0.1:{ports['BROKER_PORT']}"}, START_TIMEOUT_S)
         http = ""
         if proxy == OURS or apache is None:
-            http = ours("proxy", "-n", ports["NAMESRV"], "--port", ports["GRPC_PORT"])["http"]
+            listen = ("--port", ports["GRPC_PORT"], "--proxy-remoting-port", ports["PROXY_PORT"])
+            http = ours("proxy", "-n", ports["NAMESRV"], *listen)["http"]
         else:
             apache.start("proxy", int(ports["GRPC_PORT"]), int(ports["PROXY_PORT"]), **ports)
     except BaseException:

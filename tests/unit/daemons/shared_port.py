@@ -12,6 +12,7 @@ from saturnmq.daemons.options import Options
 from saturnmq.kernel.config import Limits, ProxyConfig
 from saturnmq.kernel.later import Later
 from saturnmq.net.grpc_server import Call, GrpcServer, Kind, Method
+from saturnmq.net.remoting_server import RemotingServer
 
 
 class Shared(processes.Daemon):
@@ -49,6 +50,8 @@ class Shared(processes.Daemon):
         self.opened.push_async_callback(self.close_servers)
         self.opened.callback(drain)
         server = GrpcServer(methods, self.clock, self.limits, self.metrics, None)
+        remoting = RemotingServer({}, self.clock, self.limits, self.metrics, "proxy", server)
+        await self.listen("proxy_remoting", remoting, 0)
         await self.listen("grpc", server, 0)
 
 
@@ -57,11 +60,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker", type=lambda text: tuple(map(int, text.split(":"))))
     parser.add_argument("--grpc-port", type=int, default=0)
+    parser.add_argument("--proxy-remoting-port", type=int, default=0)
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[])
     given = vars(parser.parse_args())
-    ports = {name: given.pop(f"{name}_port") for name in ("grpc", "http")}
+    ports = {name: given.pop(f"{name}_port") for name in ("grpc", "proxy_remoting", "http")}
     processes.DAEMONS["shared"] = Shared  # type: ignore[index]
     life.main("shared", Options(ports=ports, **given))
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from saturnmq.kernel.config import ProxyConfig
+from saturnmq.proxy import remoting as proxy_remoting
+from saturnmq.proxy.proxy import Proxy
 from saturnmq.testing.nameserver import OfflineNameServer
 from saturnmq.testing.offline import OfflineBroker
 from saturnmq.wire.remoting.codes import RequestCode as Code
@@ -18,7 +21,7 @@ from saturnmq.wire.remoting.codes import RequestCode as Code
 TESTS_DIRECTORY = Path(__file__).parents[2]
 PAGE = TESTS_DIRECTORY.parent / "docs" / "compatibility.md"
 BEGIN, END = "<!-- request codes, by make rewrite -->\n", "<!-- end of the request codes -->\n"
-HEAD = "| code | name | asked of | state | test |\n| --- | --- | --- | --- | --- |\n"
+HEAD = "| code | name | asked of | at the Proxy | state | test |\n| --- | --- | --- | --- | --- | --- |\n"
 
 #: asked of clients, by a server: what makes ours ask
 OF_CLIENTS = {
@@ -53,6 +56,16 @@ LATER = {
     **dict.fromkeys([code for code in Code if 3001 <= code <= 3010], "users and policies"),
     **dict.fromkeys([code for code in Code if 200_070 <= code <= 200_079], "lite topics"),
 }
+
+#: what Apache's Proxy has in its table (proxy/remoting/RemotingProtocolServer.java) and answers; three more it answers
+#: wrongly or never: POP_MESSAGE, ACK_MESSAGE, CHANGE_MESSAGE_INVISIBLETIME
+APACHES_PROXY = {
+    Code.SEND_MESSAGE, Code.SEND_MESSAGE_V2, Code.SEND_BATCH_MESSAGE, Code.CONSUMER_SEND_MSG_BACK, Code.END_TRANSACTION,
+    Code.RECALL_MESSAGE, Code.HEART_BEAT, Code.UNREGISTER_CLIENT, Code.CHECK_CLIENT_CONFIG, Code.PULL_MESSAGE,
+    Code.LITE_PULL_MESSAGE, Code.UPDATE_CONSUMER_OFFSET, Code.GET_CONSUMER_CONNECTION_LIST,
+    Code.GET_CONSUMER_LIST_BY_GROUP, Code.GET_MAX_OFFSET, Code.GET_MIN_OFFSET, Code.QUERY_CONSUMER_OFFSET,
+    Code.SEARCH_OFFSET_BY_TIMESTAMP, Code.LOCK_BATCH_MQ, Code.UNLOCK_BATCH_MQ, Code.GET_ROUTEINFO_BY_TOPIC,
+}  # fmt: skip
 
 NAMESERVER = "unit/nameserver/test_nameserver_conversation.py::test_every_answer_is_apaches"
 BROKER = "unit/broker/test_broker_conversation.py::test_every_answer_is_apaches"
@@ -195,6 +208,13 @@ def served() -> dict[int, str]:
     return by_both
 
 
+def at_proxy() -> set[int]:
+    """What the Remoting port of a Proxy serves."""
+    broker = OfflineBroker()
+    proxy = Proxy({}, broker.broker, OfflineNameServer().server.routes, ProxyConfig(), broker.clock)
+    return set(proxy_remoting.table(proxy, lambda dialled: dialled))
+
+
 def state(code: Code, served_by: str) -> str:
     if code in NEVER:
         return f"never: {NEVER[code]}" + (", and the answer says so" if served_by else "")
@@ -208,12 +228,13 @@ def state(code: Code, served_by: str) -> str:
 
 
 def table() -> str:
-    by = served()
+    by, of_proxy = served(), at_proxy()
     rows = []
     for code in sorted(Code):
         whom = by.get(code) or ("clients" if code in OF_CLIENTS else "")
         test = TESTS.get(code)
-        cells = [str(int(code)), code.name, whom, state(code, by.get(code, "")), f"`{test}`" if test else ""]
+        proxy = ("as Apache's" if code in APACHES_PROXY else "more than Apache's") if code in of_proxy else ""
+        cells = [str(int(code)), code.name, whom, proxy, state(code, by.get(code, "")), f"`{test}`" if test else ""]
         rows.append(f"| {' | '.join(cells)} |\n")
     return HEAD + "".join(rows)
 
@@ -226,6 +247,10 @@ def test_the_page_has_the_table_of_today() -> None:
     if os.environ.get("SATURNMQ_REWRITE"):
         PAGE.write_text(today)
     assert page == today or os.environ.get("SATURNMQ_REWRITE"), "make rewrite, and read the diff"
+
+
+def test_the_proxy_serves_what_apaches_does() -> None:
+    assert APACHES_PROXY - at_proxy() == set()
 
 
 def test_every_code_is_served_or_somebody_says_why_not() -> None:

@@ -299,6 +299,7 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
     errors.ClientUnknown: ResponseCode.INVALID_PARAMETER,
     errors.ClientIdRequired: ResponseCode.INVALID_PARAMETER,
     errors.IllegalOperation: ResponseCode.ILLEGAL_OPERATION,
+    errors.VersionNotSupported: ResponseCode.VERSION_NOT_SUPPORTED,
     errors.NotSupported: ResponseCode.REQUEST_CODE_NOT_SUPPORTED,
     errors.TimersDisabled: ResponseCode.SYSTEM_ERROR,
     errors.SystemBusy: ResponseCode.SYSTEM_BUSY,

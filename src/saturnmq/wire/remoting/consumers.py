@@ -6,13 +6,18 @@ remoting/protocol/body/*.java, remoting/protocol/admin/{ConsumeStats,OffsetWrapp
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
-from saturnmq.kernel.errors import InvalidParameter, ProtocolError
-from saturnmq.kernel.subscription import Subscription
+from saturnmq.kernel.errors import IllegalFilter, InvalidParameter, ProtocolError
+from saturnmq.kernel.ports import ConsumerMembership
+from saturnmq.kernel.subscription import Subscription, keep
 from saturnmq.kernel.topic import MessageQueue
 from saturnmq.wire.remoting import json
-from saturnmq.wire.remoting.bodies import Connection, SubscriptionData
+from saturnmq.wire.remoting.bodies import Connection, ConsumerData, SubscriptionData
+
+log = logging.getLogger(__name__)
 
 
 def subscription_data(subscription: Subscription) -> SubscriptionData:
@@ -24,6 +29,24 @@ def subscription_data(subscription: Subscription) -> SubscriptionData:
         tags_set=sorted(subscription.tags),
         code_set=sorted(subscription.codes),
         sub_version=subscription.version,
+    )
+
+
+def membership_of(consumer: ConsumerData) -> ConsumerMembership:
+    """What a heart-beat says of a consumer. Filters that cannot be kept are left out: nobody would hear of them."""
+    subscriptions = []
+    for data in consumer.subscription_data_set:
+        try:
+            subscriptions.append(keep(data.topic, data.sub_string, data.expression_type, data.sub_version))
+        except IllegalFilter as error:
+            log.warning("group %s cannot have %s: %s", consumer.group_name, data.topic, error)
+    return ConsumerMembership(
+        group=consumer.group_name,
+        consume_type=consumer.consume_type,
+        message_model=consumer.message_model,
+        consume_from=consumer.consume_from_where,
+        subscriptions=subscriptions,
+        unit_mode=consumer.unit_mode,
     )
 
 

@@ -417,6 +417,8 @@ class BatchAckBody(msgspec.Struct, kw_only=True):
     """BATCH_ACK_MESSAGE"""
 
     acks: list[BatchAck]
+    #: in the body, not in the header as in all other requests
+    broker_name: str | None = field(name="brokerName", default=None)
 
 
 class RecallHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):

@@ -87,10 +87,11 @@ class PopRequests:
 
     def batch_ack(self, command: Command, connection: Peer) -> Reply[Response | None]:
         """What another acknowledgement was faster with, or came too late for, does not spoil the others."""
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        body = decode(BatchAckBody, command.body)
+        broker = self._brokers.named(body.broker_name)
         replies = [
             rescue(partial(broker.ack, delivery), (InvalidReceiptHandle, NoSuchMessage), lambda error: None)
-            for pop in decode(BatchAckBody, command.body).acks
+            for pop in body.acks
             for delivery in _deliveries(pop)
         ]
         return after(gather(replies), lambda _: Response())
