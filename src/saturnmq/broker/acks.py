@@ -10,7 +10,8 @@ from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import Order
 from saturnmq.broker.revive import Revival
-from saturnmq.broker.revivelog import ORDER_REVIVE_QUEUE, ReviveLog, ReviveRecords
+from saturnmq.broker.revivelog import ReviveLog
+from saturnmq.broker.reviverecords import ORDER_REVIVE_QUEUE, ReviveRecords
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import InvalidParameter, InvalidReceiptHandle, NoSuchMessage
 from saturnmq.kernel.handle import TopicKind
@@ -51,7 +52,7 @@ class Acks:
             if check_point is None:
                 return None
             offset = delivery.queue_offset
-            [place] = self._log.append([self._records.acknowledgement(check_point, offset, now_ms)])
+            [place] = self._log.append([self._records.acknowledgement(check_point, offset, now_ms)], [check_point])
             self._leases.close(check_point, offset, now_ms, acknowledged=True)
         return self._store.when_durable(place.end, None)
 
@@ -87,18 +88,17 @@ class Acks:
             handle_ms=before.handle_ms if renews else pop_ms,
             claim_ms=max(before.claim_ms, pop_ms + invisible_ms),
             revive_queue_id=before.revive_queue_id,
-            revive_offset=-1,
             offsets=(delivery.queue_offset,),
             pending=1,
             changed=True,
         )
-        [place, closed] = self._log.append(
+        _, closed = self._log.append(
             [
-                self._records.check_point(check_point, check_point.offsets, now_ms),
+                self._records.check_point(check_point, now_ms),
                 self._records.acknowledgement(before, delivery.queue_offset, now_ms),
-            ]
+            ],
+            [check_point, before],
         )
-        check_point.revive_offset = place.queue_offset
         self._leases.grant(check_point)
         self._revival.watch()
         changed = InvisibleChanged(pop_ms, invisible_ms, check_point.revive_queue_id)

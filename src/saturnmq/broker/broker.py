@@ -99,7 +99,9 @@ class Broker:
             config, store, clock, self.topics, self.groups, self.clients, self.offsets, self.polls, metrics
         )
         self.positions = Positions(config, store, self.topics, self.groups, self.offsets)
-        self.pops = Pops(config, store, clock, self.topics, self.groups, self.offsets, self.polls, random, metrics)
+        self.pops = Pops(
+            config, store, clock, self.topics, self.groups, self.offsets, self.polls, self.timers, random, metrics
+        )
 
         self.peeks = Peeks(store, clock, self.topics, self.offsets, self.polls, self.pops, random)
         self.modes = RequestModes(store.disk, clock, store.background)
@@ -143,8 +145,9 @@ class Broker:
         """Begin with what happens by itself: delayed messages, leases that end. Answers when all is rebuilt."""
         self.stats.start()
         self.delays.start()
-        begun = gather([self.timers.start(), self.windows.start()])
-        return chain(chain(begun, lambda _: self.pops.start()), lambda _: self.transactions.start())
+        opened = gather([self.timers.open(), self.windows.start()])
+        leases_known = chain(opened, lambda _: self.pops.start())
+        return chain(after(leases_known, lambda _: self.timers.begin()), lambda _: self.transactions.start())
 
     def register(self, names: NameServers, address: Address) -> None:
         """Become known under this address, and stay so. `brokerIP1` wins over its host."""
@@ -165,11 +168,11 @@ class Broker:
         self.stats.stop()
         self.clients.stop()
         self.delays.stop()
-        self.pops.stop()
-        counted = self.transactions.stop()
-        tables = (self.topics, self.groups, self.offsets, self.modes)
-        written = gather([counted, *(table.write() for table in tables)])
+        written = chain(gather([self.pops.stop(), self.transactions.stop()]), lambda _: self._write())
         return chain(chain(written, lambda _: self.delays.write()), lambda _: self.timers.stop())
+
+    def _write(self) -> Reply[list[None]]:
+        return gather([self.topics.write(), self.groups.write(), self.offsets.write(), self.modes.write()])
 
     def _configure(self, config: BrokerConfig, store_config: StoreConfig) -> None:
         """Other settings are in force from now on. Raises ValueError before any of them is."""
@@ -240,6 +243,6 @@ class Broker:
         if arrival.topic == SCHEDULE_TOPIC:
             self.delays.arrived(arrival.queue_id)
         elif arrival.topic == TIMER_TOPIC:
-            self.timers.arrived()
+            self.timers.arrived(arrival.queue_offset)
         elif arrival.topic == HALF_TOPIC:
             self.transactions.arrived(arrival)

@@ -53,6 +53,8 @@ class JsonFile:
         self._path = f"config/{name}"
         #: the file, not its predecessor, was found broken: it must not become the predecessor
         self._is_broken = False
+        #: why the last write failed, if it did
+        self.error: BaseException | None = None
         #: set while there is something to write
         self._timer: Timer | None = None
         #: who waits for the write after the one under way; None while there is none
@@ -132,6 +134,7 @@ class JsonFile:
             self._over(written)
 
     def _over(self, written: Later[None], error: BaseException | None = None) -> None:
+        self.error = error
         now_ms = self._clock.now_ms()
         self._next_ms = now_ms + _REST * (now_ms - self._begun_ms)
         if error is not None:

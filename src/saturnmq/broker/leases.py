@@ -1,7 +1,7 @@
 """Which consumer group holds which message, and until when.
 
 A *check point* is one pop of one queue: up to 32 messages that left together, with one pop time and one lease. It is
-a record in the revive topic (`revivelog`), and so is every acknowledgement, so that this state can be rebuilt. A
+a message for a time in the log (`revivelog`), and so is every acknowledgement, so that this state can be rebuilt. A
 change or a renewal of the lease of one message makes a check point of its own, for that message alone.
 
 Nothing here reads a clock or writes anything: the same calls follow a living consumer and a replayed log. Memory is
@@ -13,8 +13,8 @@ deliveries whose handles disagree (see `GroupQueue.over`), and those only until 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import msgspec
 
@@ -39,8 +39,6 @@ class CheckPoint(msgspec.Struct, gc=False, kw_only=True):
     #: when the last of all handles that ever named this delivery says that it expires
     claim_ms: int
     revive_queue_id: int
-    #: where its record stands in the revive queue
-    revive_offset: int
     #: of the messages, ascending; acknowledged ones included
     offsets: Sequence[int]
     #: messages neither acknowledged nor back in a topic
@@ -49,6 +47,10 @@ class CheckPoint(msgspec.Struct, gc=False, kw_only=True):
     changed: bool = False
     #: how a changed one ended
     acknowledged: bool = False
+    #: its record is in the timer wheel, or nobody knows: what ends it must be there too
+    in_wheel: bool = False
+    #: where its record stands in the revive queue, if its time came before it ended; -1: nowhere
+    revive_offset: int = -1
 
     @property
     def until_ms(self) -> int:
@@ -73,7 +75,6 @@ class GroupQueue:
         "leases",
         "next_offset",
         "order",
-        "order_record",
         "over",
         "queue_id",
         "recorded",
@@ -102,17 +103,15 @@ class GroupQueue:
         self.order: Order | None = None
         #: the batch before, when all of it is acknowledged: its handles may come once more
         self.last_order: Order | None = None
-        #: revive queue and offset of the record of `order`
-        self.order_record: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return f"{self.topic}@{self.group}@{self.queue_id}"
 
 
 class Leases:
-    """All leases of one broker, when they end, and how far back a replay must start."""
+    """All leases of one broker, and when they end."""
 
-    def __init__(self, revive_queues: int) -> None:
+    def __init__(self) -> None:
         self._queues: dict[tuple[str, str, int], GroupQueue] = {}
         #: a heap of keys (milliseconds << 32 | running number) of `_expiring`: ints, which no garbage collection visits
         self._expiries: list[int] = []
@@ -121,8 +120,8 @@ class Leases:
         self._number = 0
         #: the heap is rebuilt without stale entries when it is longer than this
         self._rebuild_at = _MIN_EXPIRIES
-        #: by revive queue: offset of a record that a restart needs → whose it is; in order of offsets
-        self._needed: list[dict[int, CheckPoint | GroupQueue]] = [{} for _ in range(revive_queues)]
+        #: by revive queue: offset → check point whose record stands there; in order of offsets
+        self._in_revive: defaultdict[int, dict[int, CheckPoint]] = defaultdict(dict)
         #: messages under lease
         self.in_flight = 0
 
@@ -146,13 +145,10 @@ class Leases:
         """It was deleted: the leases of its messages are over, and groups begin anew in one that gets its name."""
         for key in [key for key in self._queues if key[1] == topic]:
             queue = self._queues.pop(key)
-            self.put_order(queue, None, -1, -1)
-            ended = {id(owner): owner for owner in (*queue.leases.values(), *queue.over.values())}
-            for check_point in ended.values():
-                del self._needed[check_point.revive_queue_id][check_point.revive_offset]
-                check_point.pending = 0
-            self.in_flight -= len(queue.leases)
-            queue.leases, queue.over = {}, {}
+            self.put_order(queue, None)
+            for offset, check_point in list(queue.leases.items()):
+                self._end(check_point, offset)
+            queue.over = {}
 
     # ------------------------------------------------------------------------------------------------ leases
 
@@ -167,33 +163,36 @@ class Leases:
         leases.update(dict.fromkeys(check_point.offsets, check_point))
         self.in_flight += check_point.pending
         queue.high = max(queue.high, check_point.offsets[-1] + 1)
-        self._needed[check_point.revive_queue_id][check_point.revive_offset] = check_point
         self._expect(check_point.until_ms, check_point)
 
     def close(self, check_point: CheckPoint, offset: int, now_ms: int, *, acknowledged: bool) -> None:
         """The message is acknowledged, or back in a topic."""
         if check_point.changed and check_point.claim_ms > now_ms:
-            self._release(check_point, offset)
+            self._end(check_point, offset)
             check_point.acknowledged = acknowledged
-            check_point.queue.over[offset] = check_point
-            self._expect(check_point.claim_ms, check_point)
+            self.put_over(check_point)
         else:
             self._end(check_point, offset)
 
-    def _release(self, check_point: CheckPoint, offset: int) -> None:
+    def _end(self, check_point: CheckPoint, offset: int) -> None:
         del check_point.queue.leases[offset]
         check_point.pending -= 1
         self.in_flight -= 1
+        if not check_point.pending and check_point.revive_offset >= 0:
+            del self._in_revive[check_point.revive_queue_id][check_point.revive_offset]
 
-    def _end(self, check_point: CheckPoint, offset: int) -> None:
-        self._release(check_point, offset)
-        if not check_point.pending:
-            del self._needed[check_point.revive_queue_id][check_point.revive_offset]
+    def put_over(self, check_point: CheckPoint) -> None:
+        """A changed delivery is over, as a snapshot says."""
+        check_point.queue.over[check_point.offsets[0]] = check_point
+        self._expect(check_point.claim_ms, check_point)
 
-    def forget(self, check_point: CheckPoint) -> None:
-        """What is in `over` is needed no longer."""
-        del check_point.queue.over[check_point.offsets[0]]
-        del self._needed[check_point.revive_queue_id][check_point.revive_offset]
+    def held(self, queue: GroupQueue, offsets: Sequence[int], start: int, pop_ms: int) -> CheckPoint | None:
+        """The check point of that name, if any of these messages is under its lease."""
+        for offset in offsets:
+            check_point = queue.leases.get(offset)
+            if check_point is not None and (check_point.start, check_point.pop_ms) == (start, pop_ms):
+                return check_point
+        return None
 
     def oldest(self, group: str, topic: str, queue_id: int) -> int | None:
         """Offset of the first message of the queue that is under a lease. Looks at all of them."""
@@ -202,44 +201,33 @@ class Leases:
 
     # ------------------------------------------------------------------------------------------------- order
 
-    def put_order(self, queue: GroupQueue, order: Order | None, revive_queue_id: int, revive_offset: int) -> None:
-        """The batch of a FIFO queue is `order` now, as the record at that offset of the revive queue says."""
+    def put_order(self, queue: GroupQueue, order: Order | None) -> None:
+        """The batch of a FIFO queue is `order` now."""
         if queue.order is not None:
             self.in_flight -= len(queue.order.remaining())
-        if queue.order_record is not None:
-            del self._needed[queue.order_record[0]][queue.order_record[1]]
-            queue.order_record = None
         queue.last_order, queue.order = queue.order, order
         if order is not None:
             self.in_flight += len(order.remaining())
             queue.high = max(queue.high, order.offsets[-1] + 1)
-            queue.order_record = revive_queue_id, revive_offset
-            self._needed[revive_queue_id][revive_offset] = queue
             self._expect(order.free_at_ms, queue)
 
-    # ------------------------------------------------------------------------------------------------ replay
+    # ------------------------------------------------------------------------------------------ the revive topic
 
-    def first_needed(self, revive_queue_id: int) -> int | None:
-        """Offset of the oldest record of the revive queue that a restart needs; None: none of them."""
-        return next(iter(self._needed[revive_queue_id]), None)
+    def put_in_revive(self, check_point: CheckPoint, revive_offset: int) -> None:
+        """Its record stands in its revive queue too."""
+        in_revive = self._in_revive[check_point.revive_queue_id]
+        in_revive.pop(check_point.revive_offset, None)
+        check_point.revive_offset = revive_offset
+        in_revive[revive_offset] = check_point
 
-    def needed(self, revive_queue_id: int) -> int:
-        """How many records of the revive queue a restart needs."""
-        return len(self._needed[revive_queue_id])
+    def in_revive(self, revive_queue_id: int, revive_offset: int) -> CheckPoint:
+        return self._in_revive[revive_queue_id][revive_offset]
 
-    def needed_before(self, revive_queue_id: int, revive_offset: int, most: int) -> list[CheckPoint | GroupQueue]:
-        """Whose records, at most so many, hold a restart back to before the offset."""
-        return [
-            owner for offset, owner in islice(self._needed[revive_queue_id].items(), most) if offset < revive_offset
-        ]
+    def first_in_revive(self, revive_queue_id: int) -> int | None:
+        """Offset of the oldest record of the revive queue whose check point has messages under its lease."""
+        return next(iter(self._in_revive[revive_queue_id]), None)
 
-    def first_records(self, revive_queue_id: int, most: int) -> list[tuple[int, CheckPoint | GroupQueue]]:
-        """The oldest records that a restart needs, at most so many: offset in the revive queue, and whose it is."""
-        return list(islice(self._needed[revive_queue_id].items(), most))
-
-    def needs(self, revive_queue_id: int, revive_offset: int, owner: CheckPoint | GroupQueue) -> bool:
-        """Whether a restart still needs this record of it."""
-        return self._needed[revive_queue_id].get(revive_offset) is owner
+    # ----------------------------------------------------------------------------------------------- retention
 
     def oldest_pending(self, now_ms: int) -> list[tuple[str, int, int]]:
         """Topic, queue id and offset of the oldest message of each group that is in flight. A FIFO batch whose leases
@@ -251,13 +239,6 @@ class Leases:
             if queue.order is not None and queue.order.free_at_ms > now_ms:
                 oldest.append((queue.topic, queue.queue_id, queue.order.remaining()[0]))
         return oldest
-
-    def moved(self, check_point: CheckPoint, revive_offset: int) -> None:
-        """What is left of it was written again, at `revive_offset`."""
-        needed = self._needed[check_point.revive_queue_id]
-        del needed[check_point.revive_offset]
-        check_point.revive_offset = revive_offset
-        needed[revive_offset] = check_point
 
     # -------------------------------------------------------------------------------------------------- time
 
@@ -274,7 +255,7 @@ class Leases:
                 continue
             if isinstance(due, GroupQueue) or due.pending:
                 return due
-            self.forget(due)
+            del due.queue.over[due.offsets[0]]
         return None
 
     def _expect(self, when_ms: int, what: CheckPoint | GroupQueue) -> None:

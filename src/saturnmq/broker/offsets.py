@@ -67,6 +67,11 @@ class OffsetTable:
     def write(self) -> Reply[None]:
         return self._file.write()
 
+    @property
+    def write_error(self) -> BaseException | None:
+        """Why the last write failed, if it did."""
+        return self._file.error
+
     def get(self, group: str, topic: str, queue_id: int) -> int:
         """-1: the group never committed one."""
         return self._offsets.get(f"{topic}@{group}", _NOTHING).get(queue_id, -1)

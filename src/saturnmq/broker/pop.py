@@ -1,7 +1,8 @@
 """Popping: consumers of a group share the messages of a topic one by one, each under a lease.
 
 What a consumer takes is hidden from the rest of its group until the lease ends; acknowledged before that, it is done;
-else it comes back (`revive`). Who holds what is in memory (`leases`) and, for a restart, in the log (`revivelog`).
+else it comes back (`revive`). Who holds what is in memory (`leases`) and in the log (`revivelog`), from where a restart
+has it, be it ours or that of Apache's broker.
 
 **What a crash may repeat.** A pop appends its check points before its messages leave, and an acknowledgement, a change
 and a renewal are answered when their records are as durable as a sent message is before it is acknowledged. So:
@@ -37,13 +38,17 @@ import msgspec
 from saturnmq.broker.acks import Acks
 from saturnmq.broker.fifo import Orders
 from saturnmq.broker.groups import GroupTable
+from saturnmq.broker.leasefile import LeaseFile
+from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import MAX_BATCH, Order, next_order
 from saturnmq.broker.pull import FILTERED_OUT, filtered_out
 from saturnmq.broker.revive import Revival
-from saturnmq.broker.revivelog import ORDER_REVIVE_QUEUE, ReviveLog, ReviveRecords, compact
+from saturnmq.broker.revivelog import ReviveLog
+from saturnmq.broker.reviverecords import ORDER_REVIVE_QUEUE, ReviveRecords, compact
+from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable, revive_topic
 from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock
@@ -53,10 +58,11 @@ from saturnmq.kernel.errors import (
     InvalidParameter,
     NoPermission,
     SystemBusy,
+    TimersDisabled,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import TopicKind
-from saturnmq.kernel.later import Later, Reply, after
+from saturnmq.kernel.later import Later, Reply, after, chain
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Popped, PopRequest, PopResult, PopStatus
 from saturnmq.kernel.subscription import Subscription
@@ -150,20 +156,22 @@ class Pops:
         groups: GroupTable,
         offsets: OffsetTable,
         polls: LongPolls,
+        timers: Timers,
         random: Callable[[int], int],
         metrics: Metrics,
     ) -> None:
-        self._config, self._store, self._clock = config, store, clock
+        self._config, self._store, self._clock, self._timers = config, store, clock, timers
         self._topics, self._groups, self._offsets = topics, groups, offsets
         self._polls, self._random = polls, random
-        topic = revive_topic(config.broker_cluster_name)
-        self.leases = Leases(config.revive_queue_num)
+        topic, queues = revive_topic(config.broker_cluster_name), config.revive_queue_num
+        self._revive_topic = topic
+        self.leases = Leases()
         self._records = ReviveRecords(store, topic, config.broker_name)
-        self._log = ReviveLog(store, topic, config.revive_queue_num, self.leases, offsets, self._records, clock)
+        self._file = LeaseFile(store, clock, topic, queues, self.leases, offsets, self._records)
+        self._log = ReviveLog(store, topic, queues, self.leases, offsets, self._records, self._file, clock)
+        timers.sieve = self._log
         self._revival = Revival(store, clock, topics, self.leases, self._records, self._log, polls, metrics)
-        self._orders = Orders(
-            config.revive_queue_num, self.leases, offsets, self._records, self._log, self._revival, polls
-        )
+        self._orders = Orders(self.leases, offsets, self._records, self._log, self._revival, polls)
         self._acks = Acks(store, clock, offsets, self.leases, self._records, self._log, self._revival, self._orders)
         self.ack = self._acks.ack
         self.change_invisible = self._acks.change_invisible
@@ -188,17 +196,27 @@ class Pops:
         self._config = config
 
     def start(self) -> Reply[None]:
-        """Rebuild the leases from the log, and watch over them. Until it answers, requests are refused."""
-        return after(self._log.replay(self._clock.now_ms()), lambda _: self._revival.watch())
+        """Rebuild the leases, and watch over them: the timers are open, and begin after it. Until it answers, requests
+        are refused."""
+        replay = LeaseReplay(
+            self._store, self._revive_topic, self._config.revive_queue_num, self.leases, self._offsets, self._file,
+            self._timers, self._clock.now_ms(),
+        )  # fmt: skip
+        known = chain(replay.run(), lambda _: self._file.write() if self._file.offset < 0 else None)
+        return after(known, self._started)
+
+    def _started(self, _: None) -> None:
+        self._log.replayed()
+        self._revival.watch()
 
     def pending_from(self, end: int) -> Reply[int]:
         """`store.retention.Lodger`"""
         return self._log.pending_from(end)
 
-    def stop(self) -> None:
-        """No more leases end; the offsets know how far a restart must read. They must be written after it."""
+    def stop(self) -> Reply[None]:
+        """No more leases end; a restart has little to read. Never fails."""
         self._revival.stop()
-        self._log.close()
+        return self._log.close()
 
     def forget_topics(self, topics: list[str]) -> None:
         """They are deleted. Raises ServiceUnavailable, and has forgotten nothing then."""
@@ -228,6 +246,10 @@ class Pops:
         self._log.check_ready()
         if not self._config.broker_permission & READ:
             raise NoPermission(f"the broker[{self._config.broker_name}] pop message is forbidden")
+        if not self._store.config.timer_wheel_enable:
+            raise TimersDisabled(
+                f"the broker[{self._config.broker_name}] pop message is forbidden because timerWheelEnable is false"
+            )
         if not 1 <= request.max_messages <= MAX_MESSAGES:
             raise InvalidParameter(f"a pop takes 1 to {MAX_MESSAGES} messages, not {request.max_messages}")
         if request.invisible_ms < 0:
@@ -485,16 +507,14 @@ class Pops:
                 handle_ms=now_ms,
                 claim_ms=now_ms + request.invisible_ms,
                 revive_queue_id=self._revive_queue_id,
-                revive_offset=-1,
                 offsets=compact(take.offsets),
                 pending=len(take.offsets),
             )
             for take in pop.takes
         ]
-        places = self._log.append([self._records.check_point(c, c.offsets, now_ms) for c in check_points])
+        self._log.append([self._records.check_point(c, now_ms) for c in check_points], check_points)
         messages: list[Popped] = []
-        for take, check_point, place in zip(pop.takes, check_points, places, strict=True):
-            check_point.revive_offset = place.queue_offset
+        for take, check_point in zip(pop.takes, check_points, strict=True):
             self.leases.grant(check_point)
             queue = take.queue
             queue.recorded, queue.next_offset = take.offsets[-1] + 1, take.next_offset
@@ -622,16 +642,15 @@ class Pops:
             next_order(take.queue.order, request.attempt_id, pop_ms, request.invisible_ms, take.offsets)
             for take in pop.takes
         ]
-        places = self._log.append(
-            [
-                self._orders.record(take.queue, order, take.next_offset, now_ms)
-                for take, order in zip(pop.takes, orders, strict=True)
-            ]
-        )
+        records = [
+            self._orders.record(take.queue, order, take.next_offset, now_ms)
+            for take, order in zip(pop.takes, orders, strict=True)
+        ]
+        self._log.append(records, [None] * len(records))
         messages: list[Popped] = []
-        for take, order, place in zip(pop.takes, orders, places, strict=True):
+        for take, order in zip(pop.takes, orders, strict=True):
             queue = take.queue
-            self._orders.put(queue, order, take.next_offset, place)
+            self._orders.put(queue, order, take.next_offset)
             self._count(take)
             messages += [
                 Popped(

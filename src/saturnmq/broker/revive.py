@@ -6,7 +6,8 @@ import logging
 
 from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
-from saturnmq.broker.revivelog import ReviveLog, ReviveRecords
+from saturnmq.broker.revivelog import ReviveLog
+from saturnmq.broker.reviverecords import ReviveRecords
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel import properties
 from saturnmq.kernel.clock import Clock, Timer
@@ -149,7 +150,7 @@ class Revival:
     def _close(self, check_point: CheckPoint, offsets: list[int], copies: list[Message]) -> None:
         """The lease of `offsets` is over, `copies` take their place. Raises ServiceUnavailable."""
         now_ms = self._clock.now_ms()
-        self._log.append([*copies, self._records.revived(check_point, offsets, now_ms)])
+        self._log.append([*copies, self._records.revived(check_point, offsets, now_ms)], [check_point])
         for offset in offsets:
             self._leases.close(check_point, offset, now_ms, acknowledged=False)
         self._revived.values[check_point.queue.group, check_point.queue.topic] += len(copies)

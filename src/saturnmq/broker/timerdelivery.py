@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from saturnmq.broker.attempts import Attempts
+from saturnmq.broker.timermessages import Sieve
 from saturnmq.broker.timermetrics import TimerMetrics
 from saturnmq.broker.timerslot import TimerSlot
 from saturnmq.kernel.clock import Clock, Timer
@@ -41,8 +42,10 @@ class TimerDelivery:
         check: TimerCheck,
         changed: Callable[[], None],
         damaged: Callable[[BaseException], None],
+        sieve: Sieve,
     ) -> None:
         self._store, self._files, self._clock, self._metrics = store, files, clock, metrics
+        self._sieve = sieve
         self._changed, self._on_damage = changed, damaged
         self._attempts = Attempts(clock, store.background)
         self.is_held: Callable[[int], bool] = lambda slot_ms: False
@@ -141,7 +144,14 @@ class TimerDelivery:
             self.read_ms, self._delivered = slot_ms, NOTHING
         passed = self._passed - 1 if slot_ms < self._passed_ms else NOTHING
         self._slot = TimerSlot(
-            self, self._store, self._files, self._clock, self._metrics, slot_ms, max(self._delivered, passed)
+            self,
+            self._store,
+            self._files,
+            self._clock,
+            self._metrics,
+            self._sieve,
+            slot_ms,
+            max(self._delivered, passed),
         )
         self._slot.open()
         self.step()

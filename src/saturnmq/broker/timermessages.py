@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Protocol
 
 import msgspec
 
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.errors import IllegalDeliveryTime
-from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Message, StoredMessage
+from saturnmq.kernel.message import BORN_HOST_V6, STORE_HOST_V6, Appended, Message, StoredMessage
 from saturnmq.kernel.topic import TIMER_TOPIC
 from saturnmq.store.dispatch import find_property
 from saturnmq.wire import record
@@ -50,6 +51,53 @@ class Waiting(msgspec.Struct, gc=False):
     @property
     def properties(self) -> dict[str, str]:
         return names.decode(self.stored.properties)
+
+
+class Sieve(Protocol):
+    """Who puts messages into the timer topic without a client, and knows which of them nobody needs any more. Offsets
+    are those of the topic's queue."""
+
+    def arrived(self, offset: int) -> bool:
+        """A message can be read now. Whether sorting it in may wait a while: perhaps nobody needs it then."""
+        ...
+
+    def first_needed(self, offset: int, end: int) -> int:
+        """The first message from there on that may be needed, or `end`, or one before; those before it are passed."""
+        ...
+
+    def needs(self, offset: int, waiting: Waiting) -> bool:
+        """Whether it is to be sorted in. Asked once more when sorting in failed."""
+        ...
+
+    def passed(self, offsets: range) -> None:
+        """They are sorted in, as far as they are needed."""
+        ...
+
+    def wants(self, waiting: Waiting) -> bool:
+        """Its time has come: whether it is to be delivered, or rolled."""
+        ...
+
+    def delivered(self, waiting: Waiting, place: Appended) -> None: ...
+
+
+class Everything:
+    """The sieve that lets everything through."""
+
+    def arrived(self, offset: int) -> bool:
+        return False
+
+    def first_needed(self, offset: int, end: int) -> int:
+        return offset
+
+    def needs(self, offset: int, waiting: Waiting) -> bool:
+        return True
+
+    def passed(self, offsets: range) -> None: ...
+
+    def wants(self, waiting: Waiting) -> bool:
+        return True
+
+    def delivered(self, waiting: Waiting, place: Appended) -> None: ...
 
 
 def read(data: bytes, place: str) -> Waiting | None:

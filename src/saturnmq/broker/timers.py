@@ -20,11 +20,11 @@ from saturnmq.broker import timermessages
 from saturnmq.broker.attempts import Attempts
 from saturnmq.broker.timercheckpoints import TimerCheckpoints
 from saturnmq.broker.timerdelivery import TimerDelivery
-from saturnmq.broker.timermessages import TIMERS
+from saturnmq.broker.timermessages import TIMERS, Everything, Sieve
 from saturnmq.broker.timermetrics import TimerMetrics
-from saturnmq.broker.timersorting import TimerSorting
+from saturnmq.broker.timersorting import PATIENCE_MS, TimerSorting
 from saturnmq.kernel import properties as names
-from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import StoreConfig
 from saturnmq.kernel.errors import (
     IllegalDeliveryTime,
@@ -35,6 +35,7 @@ from saturnmq.kernel.errors import (
 from saturnmq.kernel.later import Reply, after, chain, gather, hear
 from saturnmq.kernel.message import Message
 from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.subscription import tag_hash
 from saturnmq.kernel.topic import TIMER_TOPIC
 from saturnmq.store.store import Store
 from saturnmq.store.timercheck import TimerCheck
@@ -59,11 +60,17 @@ class Timers:
             store.disk, config.timer_precision_ms, config.timer_roll_window_slot, config.mapped_file_size_timer_log
         )
         self.metrics = TimerMetrics(store, clock, metrics)
+        #: settable before `begin`
+        self.sieve: Sieve = Everything()
+        #: what the files say after `open`, until `begin`
+        self._opened: TimerCheck | None = None
         #: both while this runs
         self._sorting: TimerSorting | None = None
         self._delivery: TimerDelivery | None = None
         #: there are no files yet
         self._waits_for_first = False
+        #: they are made then
+        self._timer: Timer | None = None
         #: why messages for a time are refused: their files failed
         self._failure: str | None = None
         self._checkpoints = TimerCheckpoints(store, self._files, clock, self._state, self._failed)
@@ -129,15 +136,33 @@ class Timers:
         """Raises ValueError when the file of the numbers and its .bak are broken."""
         self.metrics.load()
 
-    def start(self) -> Reply[None]:
-        """Recover the files and begin; where there are none, with the first message. Fails with OSError,
-        StoreRefused."""
+    def open(self) -> Reply[None]:
+        """Recover the files; where there are none, with the first message. Fails with OSError, StoreRefused."""
         if not self._config.timer_wheel_enable:
             return None
         if self._store.max_offset(TIMER_TOPIC, 0) == 0 and not self._files.exist():
             self._waits_for_first = True
             return None
         return self._recover()
+
+    @property
+    def sorted_to(self) -> int:
+        """After `open`: messages of the timer topic from this offset on are not in the wheel."""
+        return self._store.min_offset(TIMER_TOPIC, 0) if self._opened is None else self._opened.queue_offset
+
+    def places_of(self, topic: str) -> Reply[list[tuple[int, int]]]:
+        """After `open`: log positions and sizes of the messages in the wheel that are for this topic, or one with the
+        same hash, in the order in which they came. Looks through the whole timer log."""
+        check = self._opened
+        if check is None:
+            return []
+        return self._attempts.later(lambda: self._files.places_of(check, tag_hash(topic)))
+
+    def begin(self) -> None:
+        """Sort in and deliver, if there are files."""
+        if self._opened is not None:
+            check, self._opened = self._opened, None
+            self._begin(check)
 
     def _recover(self) -> Reply[None]:
         store, files = self._store, self._files
@@ -147,14 +172,19 @@ class Timers:
 
         def opened(position: int) -> Reply[None]:
             check = self._attempts.later(lambda: files.open(position, low, high, crashed=store.crashed))
-            return after(check, self._begin)
+            return after(check, self._keep)
 
         return chain(bound, opened)
 
+    def _keep(self, check: TimerCheck) -> None:
+        self._opened = check
+
     def _begin(self, check: TimerCheck) -> None:
         store, files, clock, metrics = self._store, self._files, self._clock, self.metrics
-        delivery = TimerDelivery(store, files, clock, metrics, check, self._checkpoints.changed, self._begin_anew)
-        sorting = TimerSorting(store, files, clock, metrics, delivery, check, self._checkpoints.changed)
+        delivery = TimerDelivery(
+            store, files, clock, metrics, check, self._checkpoints.changed, self._begin_anew, self.sieve
+        )
+        sorting = TimerSorting(store, files, clock, metrics, delivery, check, self._checkpoints.changed, self.sieve)
         delivery.is_held, delivery.on_rolled, delivery.on_room = sorting.is_before, sorting.hold, sorting.unblock
         self._delivery, self._sorting = delivery, sorting
         self.configure(self._config)
@@ -198,13 +228,19 @@ class Timers:
         self._halt()
         self._files.close()
 
-    def arrived(self) -> None:
+    def arrived(self, offset: int) -> None:
         """A message of the timer topic can be read now."""
         if self._sorting is not None:
-            self._sorting.start()
-        elif self._waits_for_first:
+            self._sorting.arrived(offset)
+        elif self._waits_for_first and not self.sieve.arrived(offset):
+            self._make_files()
+        elif self._waits_for_first and self._timer is None:
+            self._timer = self._clock.call_at(self._clock.now_ms() + PATIENCE_MS, self._make_files)
+
+    def _make_files(self) -> None:
+        if self._waits_for_first:
             self._waits_for_first = False
-            self._attempts.ask(self._recover, lambda _: None, self._failed)
+            self._attempts.ask(self._recover, lambda _: self.begin(), self._failed)
 
     def _state(self) -> TimerCheck:
         """How far sorting in and delivery are."""
@@ -216,13 +252,13 @@ class Timers:
 
     def pending_from(self, end: int) -> Reply[int]:
         """`store.retention.Lodger`: of messages whose time has not come, as a crash now would find them."""
-        if self._waits_for_first:
-            return end
-        if not self._config.timer_wheel_enable:
+        if self._waits_for_first or not self._config.timer_wheel_enable:
             return self._store.first_position([(TIMER_TOPIC, 0, self._store.min_offset(TIMER_TOPIC, 0))], end)
         if self._sorting is None:
             return 0
         check = self._files.check
+        if check.queue_offset < self._state().queue_offset:
+            self._checkpoints.changed()  # perhaps nothing but what nobody needed: soon it need not be kept
         oldest = self._attempts.later(lambda: self._files.oldest_pending(check))
         return chain(oldest, lambda found: self._clean(found, check, end))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from saturnmq.broker import timermessages
 from saturnmq.broker.attempts import Attempts
-from saturnmq.broker.timermessages import Recalled, Waiting, deliverable, rolled
+from saturnmq.broker.timermessages import Recalled, Sieve, Waiting, deliverable, rolled
 from saturnmq.broker.timermetrics import TimerMetrics
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import SaturnError
@@ -65,11 +65,13 @@ class TimerSlot:
         files: TimerFiles,
         clock: Clock,
         metrics: TimerMetrics,
+        sieve: Sieve,
         time_ms: int,
         delivered: int,
     ) -> None:
         """`delivered`: everything up to this entry of the timer log is."""
         self._owner, self._store, self._files, self._clock, self._metrics = owner, store, files, clock, metrics
+        self._sieve = sieve
         self._attempts = Attempts(clock, store.background)
         self.time_ms, self.delivered = time_ms, delivered
         #: the last entry that was followed, and whether there are more
@@ -235,22 +237,27 @@ class TimerSlot:
         now_ms = self._clock.now_ms()
         count = min(TURN_MESSAGES, len(self._ready))
         messages: list[Message] = []
+        delivered: list[Waiting | None] = []
         topics: Counter[str] = Counter()
         rolled_ms: list[int] = []
         for at in range(count):
             entry, waiting = self._ready[at]
             if waiting is None:
                 continue
-            if entry.magic & ROLL:
+            if not self._sieve.wants(waiting):
+                pass
+            elif entry.magic & ROLL:
                 rolled_ms.append(waiting.slot_ms)
                 messages.append(rolled(waiting, entry.written_ms, now_ms))
+                delivered.append(None)
             elif not self._recalled.takes(waiting):
                 messages.append(deliverable(waiting, entry.written_ms, now_ms))
+                delivered.append(waiting)
             else:
                 continue
             topics[waiting.topic] += 1
         try:
-            self._store.append(messages, again=True)
+            places = self._store.append(messages, again=True)
         except SaturnError as error:
             self._attempts.again("messages whose time has come are not delivered", error, self._deliver)
             return
@@ -260,6 +267,9 @@ class TimerSlot:
             self.delivered = entry.position
         for topic, number in topics.items():
             self._metrics.came_out(topic, number)
+        for waiting, place in zip(delivered, places, strict=True):
+            if waiting is not None:
+                self._sieve.delivered(waiting, place)
         if rolled_ms:
             self._owner.rolled(min(rolled_ms))
         self._owner.progressed()

@@ -11,9 +11,9 @@ import msgspec
 
 from saturnmq.broker import timermessages
 from saturnmq.broker.attempts import Attempts
-from saturnmq.broker.timermessages import NEVER, Waiting, deliverable
+from saturnmq.broker.timermessages import NEVER, Sieve, Waiting, deliverable
 from saturnmq.broker.timermetrics import TimerMetrics
-from saturnmq.kernel.clock import Clock
+from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.subscription import tag_hash
 from saturnmq.kernel.topic import TIMER_TOPIC
@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 #: messages, and bytes of them, that are sorted in in one turn of the loop
 _TURN_MESSAGES = 128
 _TURN_BYTES = 1 << 20
+#: messages that nobody needs, passed in one turn
+_TURN_PASSED = 4096
+#: how long sorting in waits for what may not be needed then
+PATIENCE_MS = 2_000
+#: messages that were passed, none of them sorted in, until a checkpoint says so
+_PASSED_QUIETLY = 20_000
 
 
 class TimerSorting:
@@ -45,12 +51,17 @@ class TimerSorting:
         delivery: TimerDelivery,
         check: TimerCheck,
         changed: Callable[[], None],
+        sieve: Sieve,
     ) -> None:
         self._store, self._files, self._clock, self._metrics = store, files, clock, metrics
+        self._sieve = sieve
         self._delivery, self._changed = delivery, changed
         self._attempts = Attempts(clock, store.background)
         #: queue offset of the next message
-        self._offset = check.queue_offset
+        self._offset = self._told = check.queue_offset
+        #: up to here messages are sorted in now, what comes behind it when the timer says
+        self._goal = self._offset
+        self._timer: Timer | None = None
         self._settled, self._settled_ms = check.settled, check.settled_ms
         #: came so late that their slots are over, not delivered yet: queue offset and message
         self._late: deque[tuple[int, Waiting]] = deque()
@@ -88,14 +99,33 @@ class TimerSorting:
         self._hold_ms = min(self._hold_ms, slot_ms)
         self._hold_offset = self._store.next_offset(TIMER_TOPIC, 0)
 
+    def arrived(self, offset: int) -> None:
+        """The message can be read now."""
+        if not self._sieve.arrived(offset):
+            self._goal = max(self._goal, offset + 1)
+        self._start()
+
     def start(self) -> None:
-        """Go on, now or when messages come."""
-        if not self._is_busy and not self._is_stopped and self.enabled and self.behind > 0:
+        """Go on with all that there is, now or when messages come."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._goal = self._store.max_offset(TIMER_TOPIC, 0)
+        self._start()
+
+    def _start(self) -> None:
+        if self._is_busy or self._is_stopped or not self.enabled or self._is_blocked:
+            return
+        if self._offset < self._goal:
             self._is_busy = True
             self._clock.call_soon(self._go_on)
+        elif self._timer is None and self.behind > 0:
+            self._timer = self._clock.call_at(self._clock.now_ms() + PATIENCE_MS, self.start)
 
     def stop(self) -> None:
         self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     def unblock(self) -> None:
         """Slots were delivered: there is more place in the ring."""
@@ -104,12 +134,20 @@ class TimerSorting:
             self.start()
 
     def _go_on(self) -> None:
-        if not self._is_stopped:
-            self._attempts.ask(
-                lambda: self._store.get(TIMER_TOPIC, 0, self._offset, _TURN_MESSAGES, _TURN_BYTES),
-                self._found,
-                self._failed,
-            )
+        if self._is_stopped:
+            return
+        end = min(self._goal, self._offset + _TURN_PASSED)
+        self._offset = self._sieve.first_needed(self._offset, end)
+        if self._offset - self._told > _PASSED_QUIETLY:
+            self._told = self._offset
+            self._changed()
+        if self._offset == end:
+            self._over()
+            return
+        most = min(_TURN_MESSAGES, self._goal - self._offset)
+        self._attempts.ask(
+            lambda: self._store.get(TIMER_TOPIC, 0, self._offset, most, _TURN_BYTES), self._found, self._failed
+        )
 
     def _failed(self, error: BaseException) -> None:
         self._attempts.again(f"messages for a time, from {self._offset} on, are not sorted in", error, self._go_on)
@@ -137,6 +175,8 @@ class TimerSorting:
             waiting = timermessages.read(data, f"offset {offset} of {TIMER_TOPIC}")
             if waiting is None or (offset < self._settled and waiting.slot_ms < self._settled_ms):
                 continue
+            if not self._sieve.needs(offset, waiting):
+                continue
             if self._is_late(waiting, now_ms):
                 late.append((offset, waiting))
             elif self._delivery.has_place(waiting.slot_ms, now_ms):
@@ -154,7 +194,8 @@ class TimerSorting:
             except OSError as error:
                 self._failed(error)
                 return
-        self._offset = next_offset
+        self._sieve.passed(range(self._offset, next_offset))
+        self._offset = self._told = next_offset
         self._late.extend(late)
         for topic, count in Counter(waiting.topic for waiting in placed).items():
             self._metrics.sorted_in(topic, count, sum(one.is_delete for one in placed if one.topic == topic))
@@ -169,18 +210,19 @@ class TimerSorting:
 
     def _over(self) -> None:
         self._is_busy = False
-        if not self._is_blocked:
-            self.start()
+        self._start()
         self._delivery.step()
 
     def _deliver_late(self) -> None:
         while self._late and not self._is_stopped:
             _, waiting = self._late[0]
-            if not waiting.is_delete:
+            if not waiting.is_delete and self._sieve.wants(waiting):
+                message = deliverable(waiting, NEVER, self._clock.now_ms())
                 try:
-                    self._store.append((deliverable(waiting, NEVER, self._clock.now_ms()),), again=True)
+                    [place] = self._store.append((message,), again=True)
                 except SaturnError as error:
                     self._attempts.again("a message whose time has come is not delivered", error, self._deliver_late)
                     return
+                self._sieve.delivered(waiting, place)
             self._late.popleft()
             self._changed()

@@ -351,6 +351,15 @@ class TimerFiles:
             return Oldest(self._oldest, 0)
         return Oldest(end, None)
 
+    def places_of(self, check: TimerCheck, topic_hash: int) -> list[tuple[int, int]]:
+        """Log positions and sizes of the messages for topics with this hash that are sorted in and not delivered, as
+        this state has it. For a thread: waits for the disk. Raises OSError."""
+        return [
+            (entry.commit_log_offset, entry.record_bytes)
+            for entry in self._log.scan(self._oldest, check.log_position)
+            if entry.topic_hash == topic_hash and entry.slot_ms >= check.read_ms
+        ]
+
     def drop_before(self, position: int) -> list[str]:
         """Files of the timer log without an entry that is pending, for `delete`; `position` is that of the oldest."""
         self._oldest = position

@@ -134,6 +134,7 @@ class OfflineBroker:
         self.broker.start()
         self.handlers = remoting.table(self.broker)
         self.connection = OfflineConnection()
+        self.clock.run_soon()
 
     def ask(
         self,

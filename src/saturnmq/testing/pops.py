@@ -11,17 +11,19 @@ from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.pop import Pops
+from saturnmq.broker.timers import Timers
 from saturnmq.broker.topics import TopicTable
 from saturnmq.disk.simulated import SimulatedDisk, everything_survives, nothing_survives
 from saturnmq.kernel import properties
 from saturnmq.kernel.config import BrokerConfig, StoreConfig
 from saturnmq.kernel.errors import SaturnError
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Later, Reply, after, chain
 from saturnmq.kernel.message import Message, StoredMessage
 from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.ports import Delivery, PopRequest, PopResult
 from saturnmq.kernel.subscription import TAG, subscribe
-from saturnmq.kernel.topic import TopicConfig
+from saturnmq.kernel.topic import TIMER_TOPIC, TopicConfig
+from saturnmq.store.results import Arrival
 from saturnmq.store.store import Store
 from saturnmq.testing.clock import InlineBackground, VirtualClock
 from saturnmq.wire import record
@@ -106,6 +108,7 @@ class PopStage:
             "mapped_file_size_consume_queue": 20_000,
             "max_hash_slot_num": 500,
             "max_index_num": 2000,
+            "mapped_file_size_timer_log": 52 * 200 + 16,
         }
         store_config = StoreConfig(flush_disk_type=flush, **{**small, **(store_settings or {})})  # type: ignore[arg-type]
         self.store = Store(self.disk, store_config, self.clock, background, background)
@@ -116,8 +119,10 @@ class PopStage:
         for table in (self.topics, self.groups, self.offsets):
             table.load()
         self.polls = LongPolls(self.clock, per_group=config.pop_polling_size, in_all=config.max_pop_polling_size)
-        self.store.on_arrival = self.polls.arrived
+        self.store.on_arrival = self._arrived
         self.metrics = Metrics()
+        self.timers = Timers(self.store, self.clock, random=lambda below: 0, metrics=self.metrics)
+        self.timers.load()
         #: what the next draws give
         self.draws: list[int] = []
         self.pops = Pops(
@@ -128,15 +133,26 @@ class PopStage:
             self.groups,
             self.offsets,
             self.polls,
+            self.timers,
             self._random,
             self.metrics,
         )
+        self.store.lodgers["messages for a time"] = self.timers.pending_from
         self.store.lodgers["messages in flight"] = self.pops.pending_from
-        self.started = Answer(self.pops.start)
+        self.started = Answer(self._start)
         for topic, count in (queues or {"orders": 1}).items():
             if self.topics.get(topic) is None:
                 self.topics.put(TopicConfig(topic_name=topic, read_queue_nums=count, write_queue_nums=count))
         self.clock.run_soon()
+
+    def _start(self) -> Reply[None]:
+        started = chain(self.timers.open(), lambda _: self.pops.start())
+        return after(started, lambda _: self.timers.begin())
+
+    def _arrived(self, arrival: Arrival) -> None:
+        self.polls.arrived(arrival)
+        if arrival.topic == TIMER_TOPIC:
+            self.timers.arrived(arrival.queue_offset)
 
     def _random(self, below: int) -> int:
         return self.draws.pop(0) % below if self.draws else below - 1
@@ -223,13 +239,21 @@ class PopStage:
 
     def restart(self) -> PopStage:
         """Stopped in order, and started again."""
-        self.pops.stop()
+        self.stop()
+        return PopStage(self.disk, self.clock, **self._again)
+
+    def stop(self) -> None:
+        """In order."""
+        stopped = Answer(self.pops.stop)
+        self.clock.run_soon()
+        assert not stopped.waits
         self.topics.write()
         self.groups.write()
         self.offsets.write()
+        stopped = Answer(self.timers.stop)
         self.clock.run_soon()
+        assert not stopped.waits
         self.store.close()
-        return PopStage(self.disk, self.clock, **self._again)
 
     def kill(self) -> PopStage:
         """The process is gone, what it wrote is in the page cache."""

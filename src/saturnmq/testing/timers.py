@@ -68,7 +68,7 @@ class TimerStage:
         self.store.lodgers["messages for a time"] = self.timers.pending_from
         #: what went wrong at the start
         self.error: BaseException | None = None
-        hear(self.timers.start(), lambda _: None, self._failed)
+        hear(self.timers.open(), lambda _: self.timers.begin(), self._failed)
         #: in how many events of the disk each message was acknowledged
         self.acknowledged: dict[bytes, int] = {}
         self.due_ms: dict[bytes, int] = {}
@@ -79,7 +79,7 @@ class TimerStage:
 
     def _arrived(self, arrival: Arrival) -> None:
         if arrival.topic == TIMER_TOPIC:
-            self.timers.arrived()
+            self.timers.arrived(arrival.queue_offset)
 
     def send(self, body: bytes, due_ms: int, *, topic: str = "orders", **properties: str) -> int | None:
         """A message for a time; gives its slot."""

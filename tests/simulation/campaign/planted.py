@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from campaign.lives import Campaign, Totals
 from saturnmq.broker.jsonfile import JsonFile
-from saturnmq.broker.revivelog import _Replay
+from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.disk.port import Disk, File
 from saturnmq.disk.simulated import SimulatedDisk
 from saturnmq.store import commitlog, flush, reading, recovery, walk
@@ -123,7 +123,7 @@ FAULTS: dict[str, Callable[[], Plant]] = {
     "a half-written record counts": lambda: patch.object(walk, "has_lost_sectors", lambda record, data: False),
     "the torn end stays": lambda: patch.object(recovery, "zero_tail", _nothing),
     "a crash looks like a clean end": lambda: patch.object(Abort, "write", _nothing),
-    "acknowledgements are forgotten by a restart": lambda: patch.object(_Replay, "_acknowledged", _nothing),
+    "acknowledgements are forgotten by a restart": lambda: patch.object(LeaseReplay, "_acknowledged", _nothing),
     "lodgers are not asked": lambda: patch.object(Retention, "_ask_lodgers", lambda self, end: end),
 }  # fmt: skip
 

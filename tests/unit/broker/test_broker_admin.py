@@ -229,7 +229,7 @@ def test_a_topic_is_deleted_while_the_end_of_a_lease_waits_for_the_disk(monkeypa
     offline.send("orders", b"old")
     pop(offline)
 
-    def fails(messages: object, *, urgent: bool) -> None:
+    def fails(messages: object, **how: bool) -> None:
         raise ServiceUnavailable("the disk is full")
 
     with monkeypatch.context() as patched:

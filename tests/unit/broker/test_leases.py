@@ -11,13 +11,13 @@ from saturnmq.broker.order import next_order
 def check_point(queue: GroupQueue, first: int, count: int, pop_ms: int = 0, **fields: int) -> CheckPoint:
     values: dict[str, int] = {
         "start": first, "pop_ms": pop_ms, "invisible_ms": 1000, "handle_ms": pop_ms, "claim_ms": pop_ms + 1000,
-        "revive_queue_id": 0, "revive_offset": 0, "pending": count, "changed": False, **fields,
+        "revive_queue_id": 0, "pending": count, "changed": False, **fields,
     }  # fmt: skip
     return CheckPoint(queue=queue, offsets=range(first, first + count), **values)  # type: ignore[arg-type]
 
 
 def test_a_lease_from_its_grant_to_its_end() -> None:
-    leases = Leases(1)
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
     one = check_point(queue, 0, 3)
     leases.grant(one)
@@ -30,76 +30,74 @@ def test_a_lease_from_its_grant_to_its_end() -> None:
     assert one.remaining() == [0, 2]
     for offset in one.remaining():
         leases.close(one, offset, 1000, acknowledged=False)
-    assert (leases.in_flight, queue.leases, queue.over, leases.first_needed(0)) == (0, {}, {}, None)
+    assert (leases.in_flight, queue.leases, queue.over) == (0, {}, {})
 
 
 def test_a_change_takes_the_message_over() -> None:
-    leases = Leases(1)
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
-    one, two = check_point(queue, 0, 2), check_point(queue, 1, 1, 10, changed=True, revive_offset=1, claim_ms=5000)
+    one, two = check_point(queue, 0, 2), check_point(queue, 1, 1, 10, changed=True, claim_ms=5000)
     leases.grant(one)
     leases.grant(two)
     assert (one.remaining(), two.remaining(), leases.in_flight) == ([0], [1], 2)
     leases.close(two, 1, 100, acknowledged=True)
     assert queue.over == {1: two}, "an older handle says that it is good until 5000"
-    assert leases.needed(0) == 2
     assert leases.take_due(1000) is one
     leases.close(one, 0, 1000, acknowledged=False)
-    assert leases.first_needed(0) == 1
     assert leases.take_due(5000) is None
-    assert (queue.over, leases.first_needed(0)) == ({}, None)
+    assert queue.over == {}
 
 
-def test_the_oldest_record_that_is_needed() -> None:
-    leases = Leases(1)
+def test_the_oldest_record_in_a_revive_queue() -> None:
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
-    points = [check_point(queue, number, 1, revive_offset=10 + number) for number in range(5)]
-    for point in points:
+    points = [check_point(queue, number, 1) for number in range(5)]
+    for number, point in enumerate(points):
         leases.grant(point)
+        leases.put_in_revive(point, 10 + number)
     leases.close(points[0], 0, 0, acknowledged=True)
     leases.close(points[2], 2, 0, acknowledged=True)
-    assert leases.first_needed(0) == 11
-    assert leases.needed_before(0, 14, 10) == [points[1], points[3]]
-    assert leases.needed_before(0, 14, 1) == [points[1]]
-    leases.moved(points[1], 20)
-    assert leases.first_needed(0) == 13
+    assert leases.first_in_revive(0) == 11
+    leases.put_in_revive(points[1], 20)
+    assert leases.first_in_revive(0) == 13
+    leases.forget_topic("t")
+    assert leases.first_in_revive(0) is None
+    assert leases.first_in_revive(7) is None
 
 
 def test_a_batch_of_a_fifo_group() -> None:
-    leases = Leases(2)
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
     order = next_order(None, None, 0, 1000, [5, 6])
-    leases.put_order(queue, order, 1, 7)
-    assert (leases.in_flight, queue.high, leases.first_needed(1)) == (2, 7, 7)
+    leases.put_order(queue, order)
+    assert (leases.in_flight, queue.high) == (2, 7)
     longer = order.hide(6, 3000, 3000)
-    leases.put_order(queue, longer, 1, 8)
-    assert leases.first_needed(1) == 8
+    leases.put_order(queue, longer)
     assert leases.take_due(2999) is None
     assert leases.take_due(3000) is queue
-    leases.put_order(queue, None, 1, 9)
-    assert (leases.in_flight, leases.first_needed(1), queue.order_record) == (0, None, None)
+    leases.put_order(queue, None)
+    assert leases.in_flight == 0
 
 
 def test_memory_is_of_what_is_in_flight_only() -> None:
-    leases = Leases(1)
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
     for number in range(20_000):
-        point = check_point(queue, number, 1, number, revive_offset=number)
+        point = check_point(queue, number, 1, number)
         leases.grant(point)
         leases.close(point, number, number, acknowledged=True)
     assert len(leases._expiries) <= 1025
     assert not queue.leases
     assert not queue.over
-    assert leases.needed(0) == 0
 
 
 def test_the_garbage_collector_has_nothing_to_visit() -> None:
-    leases = Leases(1)
+    leases = Leases()
     queue = leases.queue("g", "t", 0)
     gc.collect()
     before = len(gc.get_objects())
     for number in range(10_000):
-        leases.grant(check_point(queue, number, 1, number, revive_offset=number))
+        leases.grant(check_point(queue, number, 1, number))
     gc.collect()
     assert len(gc.get_objects()) - before < 100
 

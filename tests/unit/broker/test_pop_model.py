@@ -29,14 +29,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from saturnmq.broker import revivelog
+from saturnmq.broker import leasefile, revivelog, timersorting
 from saturnmq.broker.acks import Acks
+from saturnmq.broker.leasefile import LeaseFile
+from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.broker.leases import CheckPoint, Leases
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import Order
 from saturnmq.broker.revive import Revival
+from saturnmq.broker.reviverecords import ReviveRecords
+from saturnmq.disk.simulated import everything_survives
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage
 from saturnmq.kernel.message import Message
+from saturnmq.testing.apache_revive import in_flight, revived_by_apache
 from saturnmq.testing.pops import Answer, Held, PopStage
 
 QUEUES = 2
@@ -343,13 +348,14 @@ class AsyncPopLife(PopLife):
         self.settle()
 
 
-class CompactingPopLife(PopLife):
-    """Records that a restart needs are written again all the time."""
+class SnapshotPopLife(PopLife):
+    """Snapshots are taken all the time, a bit in each turn."""
 
     @initialize()
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(revivelog, "_MAX_BEHIND", 0)
+        self.patch.setattr(leasefile, "_MAX_BEHIND", 1)
+        self.patch.setattr(leasefile, "_FRAME_ITEMS", 1)
         self.patch.setattr(revivelog, "_ADVANCE_MS", 1)
         super().begin()
 
@@ -361,36 +367,67 @@ class CompactingPopLife(PopLife):
                 self.patch.undo()
 
 
-PopLife.TestCase.settings = AsyncPopLife.TestCase.settings = CompactingPopLife.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
+class TakenOverPopLife(PopLife):
+    """At every end it is asked what Apache would make of it."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(leasefile, "_MAX_BEHIND", 10)
+        self.patch.setattr(timersorting, "PATIENCE_MS", 300)
+        super().begin()
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "patch"):
+                self.patch.undo()
+
+    @rule()
+    def kill(self) -> None:
+        disk = self.stage.disk.crashed(survives=everything_survives)
+        assert revived_by_apache(self.stage, disk, queues=2) == in_flight(self.stage)
+        super().kill()
+
+    @rule()
+    def restart(self) -> None:
+        stage, expected = self.stage, in_flight(self.stage)
+        super().restart()
+        disk = stage.disk.crashed(survives=everything_survives)
+        assert revived_by_apache(self.stage, disk, queues=2) == expected
+
+
+for life in (PopLife, AsyncPopLife, SnapshotPopLife, TakenOverPopLife):
+    life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestPopLife = PopLife.TestCase
 TestAsyncPopLife = AsyncPopLife.TestCase
-TestCompactingPopLife = CompactingPopLife.TestCase
+TestTakenOverPopLife = TakenOverPopLife.TestCase
+TestSnapshotPopLife = SnapshotPopLife.TestCase
 
 
 # ------------------------------------------------------------------------------------- the model finds faults
 
 
 def forget_check_points(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(revivelog._Replay, "_check_point", lambda self, body, message: None)
+    patch.setattr(LeaseReplay, "_check_point", lambda self, body, queue_id, offset: None)
 
 
 def forget_acknowledgements(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(revivelog._Replay, "_acknowledged", lambda self, body: None)
+    patch.setattr(LeaseReplay, "_acknowledged", lambda self, body: None)
 
 
 def forget_batches(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(revivelog._Replay, "_order", lambda self, body, message: None)
+    patch.setattr(LeaseReplay, "_order", lambda self, body: None)
 
 
 def forget_renewals(patch: pytest.MonkeyPatch) -> None:
-    written = revivelog.ReviveRecords.check_point
+    written = ReviveRecords.check_point
 
-    def check_point(self: revivelog.ReviveRecords, point: CheckPoint, *rest: Any, **more: Any) -> Message:
+    def check_point(self: ReviveRecords, point: CheckPoint, *rest: Any, **more: Any) -> Message:
         return written(self, msgspec.structs.replace(point, handle_ms=point.pop_ms), *rest, **more)
 
-    patch.setattr(revivelog.ReviveRecords, "check_point", check_point)
+    patch.setattr(ReviveRecords, "check_point", check_point)
 
 
 def end_leases_early(patch: pytest.MonkeyPatch) -> None:
@@ -433,7 +470,15 @@ def offsets_before_check_points(patch: pytest.MonkeyPatch) -> None:
 
 
 def read_too_little_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leases, "first_needed", lambda self, revive_queue_id: None)
+    load = LeaseFile.load
+
+    def load_later(self: LeaseFile) -> leasefile.Begin | None:
+        begin = load(self)
+        if begin is not None:
+            begin.offset += 1
+        return begin
+
+    patch.setattr(LeaseFile, "load", load_later)
 
 
 # the seeds are ones that find their fault soon
@@ -452,7 +497,7 @@ def read_too_little_again(patch: pytest.MonkeyPatch) -> None:
         (take_any_handle_in_order, PopLife, None),
         (never_block, PopLife, 4),
         (offsets_before_check_points, AsyncPopLife, None),
-        (read_too_little_again, PopLife, None),
+        (read_too_little_again, SnapshotPopLife, None),
     ],
 )
 def test_a_fault_is_found(
