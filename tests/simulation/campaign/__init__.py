@@ -12,7 +12,7 @@ The invariants, under SYNC_FLUSH (what is weaker under ASYNC_FLUSH is said where
 3. the queues hold what the log holds, all of it and nothing else;
 4. a message that a group acknowledged does not come back to it, and one that it did not acknowledge does;
 5. committed offsets are ones that were committed, never past the queue's end, and not lost once they were written;
-6. a delayed message comes, and not early;
+6. a delayed message comes, and not early; a half message comes, as long as its producer knows that it shall;
 7. a message is found by its key;
 8. of a message whose bytes were damaged only itself is lost, and that is said;
 9. `admin verify` and the store's own reports call nothing damage that a crash alone has left, and all that is damaged.

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from campaign.history import PAD, Done, Facts, History, Progress, key_of, must, name
 from campaign.process import HOUR_MS, POP_GROUPS, PULL_GROUPS, TOPICS, Process, Settings
@@ -17,7 +17,19 @@ from saturnmq.kernel.errors import SaturnError
 from saturnmq.kernel.handle import TopicKind
 from saturnmq.kernel.later import Later, Reply
 from saturnmq.kernel.message import Message
-from saturnmq.kernel.ports import Delivery, PopRequest, PopResult, PullRequest, PullResult, SendReceipt, SendRequest
+from saturnmq.kernel.ports import (
+    ClientChannel,
+    Delivery,
+    EndTransactionRequest,
+    PopRequest,
+    PopResult,
+    PullRequest,
+    PullResult,
+    Resolution,
+    SendReceipt,
+    SendRequest,
+    TransactionCheck,
+)
 from saturnmq.kernel.subscription import subscribe
 from saturnmq.kernel.topic import MessageQueue, TopicConfig
 from saturnmq.store.results import Arrival
@@ -36,7 +48,11 @@ DELAYS: Sequence[Delay] = (
     (properties.DELAY, "18", 2 * HOUR_MS),
     (properties.TIMER_DELAY_MS, "2500", 2_500),
     (properties.TIMER_DELAY_SEC, "5000", 5_000_000),
+    # a half message comes when it is committed
+    (properties.TRANSACTION_PREPARED, "true", 0),
+    (properties.TRANSACTION_PREPARED, "true", 0),
 )
+_PRODUCERS = "p"
 _HOST = bytes([10, 0, 0, 1, 0, 0, 0, 9])
 
 
@@ -52,6 +68,7 @@ class Life(Process):
         self._acknowledged: set[Done] = set()
         self._hands: list[tuple[Done, Delivery]] = []
         super().__init__(disk, clock, chance, settings)
+        self.broker.producer_joined(cast(ClientChannel, _Committer(self)), _PRODUCERS)
 
     def watch(self) -> None:
         arrived = self.store.on_arrival
@@ -103,12 +120,21 @@ class Life(Process):
         if delay is not None:
             self.history.due[messages[0].body] = now_ms + delay[2]
         request = SendRequest(
-            producer_group="p", messages=messages, properties=properties.decode(messages[0].properties),
+            producer_group=_PRODUCERS, messages=messages, properties=properties.decode(messages[0].properties),
             batch=count > 1,
         )  # fmt: skip
         bodies = [message.body for message in messages]
-        self._ask(self.broker.send(request), partial(self._sent, topic, bodies, delay is not None, now_ms))
+        self._ask(self.broker.send(request), partial(self._sent, topic, bodies, delay, now_ms))
         self.sent += count
+
+    def end(self, half_offset: int, position: int, resolution: Resolution) -> None:
+        """Nobody is told: what is not committed is asked about again."""
+        request = EndTransactionRequest(
+            topic="", producer_group=_PRODUCERS, half_offset=half_offset, commit_log_offset=position,
+            resolution=resolution, from_check=True,
+        )  # fmt: skip
+        with suppress(SaturnError):
+            self._ask(self.broker.end_transaction(request), _heard)
 
     def _message(self, topic: str, queue_id: int, delay: Delay | None) -> Message:
         chance, bodies = self.chance, self.history.bodies
@@ -116,15 +142,17 @@ class Life(Process):
         bodies[body] = "v" * chance.choice((1, 5, 600))
         pairs = {properties.UNIQUE_KEY: key_of(body), PAD: bodies[body]}
         if delay is not None:
-            pairs[delay[0]] = delay[1]
+            pairs |= {delay[0]: delay[1], properties.PRODUCER_GROUP: _PRODUCERS}
         if chance.random() < 0.3:
             pairs[properties.TAGS] = chance.choice("AB")
         return Message(topic, queue_id, body, properties.encode(pairs), self.clock.now_ms(), _HOST)
 
-    def _sent(self, topic: str, bodies: list[bytes], delayed: bool, now_ms: int, receipt: SendReceipt) -> None:
+    def _sent(self, topic: str, bodies: list[bytes], delay: Delay | None, now_ms: int, receipt: SendReceipt) -> None:
         facts = Facts()
-        if delayed:
+        if delay is not None:
             facts.delayed.update(bodies)
+            if delay[0] == properties.TRANSACTION_PREPARED and self.chance.random() < 0.6:
+                self.end(receipt.queue_offset, receipt.commit_log_offset, Resolution.COMMIT)
         else:
             for number, body in enumerate(bodies):
                 facts.sent[topic, receipt.queue_id, receipt.queue_offset + number] = body
@@ -276,6 +304,20 @@ class Life(Process):
             )  # fmt: skip
             self.disk.faults[operation, prefix] = self.chance.choice((errno.EIO, errno.ENOSPC))
             self.faults += 1
+
+
+class _Committer:
+    """A producer that is asked about its transactions."""
+
+    client_id = "p"
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def check_transaction(self, check: TransactionCheck) -> bool:
+        resolution = self._life.chance.choice((Resolution.COMMIT, Resolution.UNKNOWN))
+        self._life.end(check.half_offset, check.commit_log_offset, resolution)
+        return True
 
 
 def _heard(value: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from campaign.lives import Campaign, Totals
+from saturnmq.broker.halves import Halves
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.disk.port import Disk, File
@@ -102,6 +103,10 @@ def _served_twice(*args: Any) -> Any:
     return next_offset - (len(records) > 1), records, offsets, positions
 
 
+def _at_the_end(halves: Halves, topic: str) -> int:
+    return halves._store.max_offset(topic, 0)
+
+
 def _nothing(*args: Any, **options: Any) -> None:
     """Left out."""
 
@@ -124,6 +129,7 @@ FAULTS: dict[str, Callable[[], Plant]] = {
     "the torn end stays": lambda: patch.object(recovery, "zero_tail", _nothing),
     "a crash looks like a clean end": lambda: patch.object(Abort, "write", _nothing),
     "acknowledgements are forgotten by a restart": lambda: patch.object(LeaseReplay, "_acknowledged", _nothing),
+    "half messages are forgotten by a restart": lambda: patch.object(Halves, "_begin", _at_the_end),
     "lodgers are not asked": lambda: patch.object(Retention, "_ask_lodgers", lambda self, end: end),
 }  # fmt: skip
 

@@ -53,7 +53,8 @@ class Settings:
             timer_roll_window_slot=chance.choice((600, 20_000)),
             mapped_file_size_timer_log=1040,
         )
-        self.broker = BrokerConfig(revive_queue_num=2)
+        # the producer is always there, and asked until it is heard
+        self.broker = BrokerConfig(revive_queue_num=2, channel_expired_timeout=1 << 40, transaction_check_max=1 << 30)
 
     def log(self, disk: SimulatedDisk) -> LogReader:
         """Which must have its files."""
