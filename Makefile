@@ -36,6 +36,9 @@ test: install ## everything but what starts Apache: the tests of `check` and the
 simulate: install ## a broker on a disk that loses power, fails and forgets: SEED=… ROUNDS=…, FAULT=all
 	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAULT),--fault "$(FAULT)")
 
+model: install ## consumers of a server that comes and goes, and what they are told, judged: SEED=… STEPS=…, FAULT=all
+	$(BIN)/python tests/simulation/model.py $(if $(SEED),--seed $(SEED)) $(if $(STEPS),--steps $(STEPS)) $(if $(FAULT),--fault "$(FAULT)")
+
 long: install ## full disks, 100,000 queues and other tests that take minutes or need root
 	$(PYTEST) tests/long
 
@@ -64,4 +67,4 @@ rewrite: install ## compile the protos and record golden files anew; read their 
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate long soak drill oracle bench bench-store bench-timers rewrite
+.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers rewrite
