@@ -108,7 +108,7 @@ class Broker:
         self.modes.load()
         self.assignments = Assignments(config, self.topics, self.groups, self.clients, self.modes)
         self.resets = Resets(
-            config.broker_name, store, self.topics, self.groups, self.offsets, self.clients, self.polls
+            config.broker_name, store, self.topics, self.groups, self.offsets, self.clients, self.polls, self.pops
         )
 
         self.send = self.sends.send
@@ -194,39 +194,50 @@ class Broker:
                 raise InvalidParameter("The specified topic is blank.")
             if self.topics.is_system(topic):
                 raise IllegalTopic(f"The topic[{topic}] is conflict with system topic.")
-        gone = [
-            *topics,
-            *(
-                pop_retry_topic(group, topic, v2=v2)
-                for topic in topics
-                for group in self.offsets.groups_of(topic)
-                for v2 in (False, True)
-            ),
-        ]
-        self.pops.forget_topics(gone)
-        for name in gone:
+        return self._delete_topics(
+            [
+                *topics,
+                *(
+                    pop_retry_topic(group, topic, v2=v2)
+                    for topic in topics
+                    for group in self.offsets.groups_of(topic)
+                    for v2 in (False, True)
+                ),
+            ]
+        )
+
+    def _delete_topics(self, topics: list[str]) -> Reply[None]:
+        # of one that nothing was stored in yet there may be delayed messages
+        there = [name for name in topics if self.topics.get(name) is not None or self.store.queues(name)]
+        self.pops.forget_topics(topics)
+        for name in topics:
             self.topics.delete(name)
             self.offsets.forget_topic(name)
             self.stats.forget_topic(name)
             self.timers.metrics.forget(name)
             self.windows.forget_topic(name)
             self.transactions.metrics.forget(name)
-        return after(gather([self._delete_messages(gone), self.topics.write(), self.offsets.write()]), lambda _: None)
+        deleted = self.store.delete(there) if there else None
+        return after(gather([deleted, self.topics.write(), self.offsets.write()]), lambda _: None)
 
     def delete_unused_topics(self) -> Reply[None]:
         """Delete the messages of topics that this broker does not have."""
-        return self._delete_messages([name for name in self.store.topics() if self.topics.get(name) is None])
+        unused = [name for name in self.store.topics() if self.topics.get(name) is None and self.store.queues(name)]
+        return self.store.delete(unused) if unused else None
 
-    def _delete_messages(self, topics: list[str]) -> Reply[None]:
-        stored = [topic for topic in topics if self.store.queues(topic)]
-        return self.store.delete(stored) if stored else None
-
-    def delete_group(self, group: str, *, offsets_too: bool) -> None:
-        """Its topics for retries and dead letters stay; whoever deletes it deletes those too."""
-        self.groups.delete(group)
+    def delete_group(self, group: str, *, offsets_too: bool) -> Reply[None]:
+        """With its offsets go its leases and batches, and the topics where pop keeps what it did not acknowledge.
+        `%RETRY%` and `%DLQ%` stay; whoever deletes the group deletes those too. Raises ServiceUnavailable."""
+        retries: list[str] = []
         if offsets_too:
+            own = (pop_retry_topic(group, ""), pop_retry_topic(group, "", v2=True))
+            retries = [topic for topic in self.offsets.topics_of(group) if topic.startswith(own)]
+            self.pops.forget_group(group)
             self.offsets.forget_group(group)
+        self.groups.delete(group)
+        self.locks.forget_group(group)
         self.stats.forget_group(group)
+        return after(gather([self._delete_topics(retries), self.groups.write()]), lambda _: None)
 
     def topic_config(self, topic: str) -> TopicConfig | None:
         return self.topics.get_or_create(topic)

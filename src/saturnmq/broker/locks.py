@@ -41,6 +41,10 @@ class QueueLocks:
         if not locks:
             self._locks.pop(group, None)
 
+    def forget_group(self, group: str) -> None:
+        """The group is gone."""
+        self._locks.pop(group, None)
+
     def any_alive(self, group: str) -> bool:
         """Whether the group consumes in order just now."""
         locks = self._locks.get(group)

@@ -227,6 +227,22 @@ class Pops:
             for topic in gone.intersection(share.retries):
                 del share.retries[topic]
 
+    def forget_leases(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """The group goes on at this offset: what it holds from there on is given out anew. What it holds before that
+        comes back when it is not acknowledged. Raises ServiceUnavailable."""
+        queue = self.leases.find(group, topic, queue_id)
+        if queue is not None and queue.leases:
+            self._log.check_ready()
+            self._revival.forget(queue, offset)
+
+    def forget_group(self, group: str) -> None:
+        """It is gone: nothing that it holds comes back, no batch of it blocks a queue. Raises ServiceUnavailable."""
+        for queue in [queue for queue in self.leases.queues() if queue.group == group]:
+            self.forget_leases(group, queue.topic, queue.queue_id, 0)
+            if queue.order is not None:
+                self._orders.write(queue, None, self._clock.now_ms())
+        self._shares = {place: share for place, share in self._shares.items() if place[0] != group}
+
     # --------------------------------------------------------------------------------------------------- pop
 
     def pop(self, request: PopRequest) -> Reply[PopResult]:

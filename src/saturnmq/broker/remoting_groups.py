@@ -7,6 +7,7 @@ import msgspec
 from saturnmq.broker.broker import Broker
 from saturnmq.broker.paging import page
 from saturnmq.kernel.errors import GroupNotFound
+from saturnmq.kernel.later import Reply, after, gather
 from saturnmq.kernel.topic import GroupConfig
 from saturnmq.net.remoting_connection import RemotingConnection
 from saturnmq.wire.remoting.bodies import (
@@ -68,16 +69,15 @@ class GroupHandlers:
         )
         return Response(fields={"totalGroupNum": str(len(groups))}, body=encode(body))
 
-    def delete(self, command: Command, connection: RemotingConnection) -> Response:
+    def delete(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, DeleteGroupHeader, strict=False)
-        self._broker.delete_group(header.group_name, offsets_too=header.clean_offset)
-        return Response()
+        deleted = self._broker.delete_group(header.group_name, offsets_too=header.clean_offset)
+        return after(deleted, lambda _: Response())
 
-    def delete_all(self, command: Command, connection: RemotingConnection) -> Response:
+    def delete_all(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         body = decode(DeleteGroupsBody, command.body)
-        for group in body.group_name_list:
-            self._broker.delete_group(group, offsets_too=body.clean_offset)
-        return Response()
+        deleted = [self._broker.delete_group(group, offsets_too=body.clean_offset) for group in body.group_name_list]
+        return after(gather(deleted), lambda _: Response())
 
     def forbid(self, command: Command, connection: RemotingConnection) -> Response:
         header = msgspec.convert(command.fields, ForbidHeader, strict=False)

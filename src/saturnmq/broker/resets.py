@@ -8,6 +8,7 @@ from saturnmq.broker.clients import ClientTable
 from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
+from saturnmq.broker.pop import Pops
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.errors import ConsumerNotOnline, GroupNotFound, InvalidParameter, SaturnError, TopicNotFound
 from saturnmq.kernel.later import Reply, after, gather
@@ -33,9 +34,10 @@ class Resets:
         offsets: OffsetTable,
         clients: ClientTable,
         polls: LongPolls,
+        pops: Pops,
     ) -> None:
         self._name, self._store, self._topics, self._groups = name, store, topics, groups
-        self._offsets, self._clients, self._polls = offsets, clients, polls
+        self._offsets, self._clients, self._polls, self._pops = offsets, clients, polls, pops
 
     def reset(
         self, group: str, topic: str, timestamp_ms: int, *, queue_id: int = -1, offset: int = -1
@@ -112,6 +114,7 @@ class Resets:
 
     def _reset(self, group: str, offsets: dict[MessageQueue, int]) -> Mapping[MessageQueue, int]:
         for queue, offset in offsets.items():
+            self._pops.forget_leases(group, queue.topic, queue.queue_id, offset)
             self._offsets.reset(group, queue.topic, queue.queue_id, offset)
             self._polls.wake_pulls(queue.topic, queue.queue_id)
             self._polls.wake(queue.topic, group, queue.queue_id)

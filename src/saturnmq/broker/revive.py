@@ -155,6 +155,14 @@ class Revival:
             self._leases.close(check_point, offset, now_ms, acknowledged=False)
         self._revived.values[check_point.queue.group, check_point.queue.topic] += len(copies)
 
+    def forget(self, queue: GroupQueue, offset: int) -> None:
+        """An operator's word: leases of messages from this offset on are over, and nothing comes back of them. Raises
+        ServiceUnavailable."""
+        for check_point in {id(one): one for one in queue.leases.values()}.values():
+            ended = [one for one in check_point.remaining() if one >= offset]
+            if ended:
+                self._close(check_point, ended, [])
+
     def _fail(self, check_point: CheckPoint, error: BaseException) -> None:
         """Leave it under its lease, whose handles are no longer good, and try again later."""
         log.error("messages of %s whose lease is over cannot be copied: %s", check_point.queue, error)

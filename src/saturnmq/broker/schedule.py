@@ -185,6 +185,8 @@ class DelayLevels:
             topic, queue_id = properties.get(names.REAL_TOPIC), properties.get(names.REAL_QUEUE_ID, "")
             if topic is None or not queue_id.isdigit():
                 log.error("the delayed message at %d has no REAL_TOPIC and REAL_QID: dropped", offset)
+            elif stored.commit_log_offset < self._store.deleted_before(topic):
+                log.info("the delayed message at %d is dropped: its topic %s was deleted", offset, topic)
             else:
                 # Apache leaves DELAY, REAL_TOPIC and REAL_QID in the properties, and so do consumers see them
                 self._store.append(

@@ -242,8 +242,8 @@ class TimerSlot:
         rolled_ms: list[int] = []
         for at in range(count):
             entry, waiting = self._ready[at]
-            if waiting is None:
-                continue
+            if waiting is None or waiting.stored.commit_log_offset < self._store.deleted_before(waiting.topic):
+                continue  # its topic was deleted
             if not self._sieve.wants(waiting):
                 pass
             elif entry.magic & ROLL:
