@@ -46,6 +46,7 @@ from saturnmq.net.tls import CertificateWatch, certificate_files, server_context
 from saturnmq.proxy import grpc as proxy_grpc
 from saturnmq.proxy import remoting as proxy_remoting
 from saturnmq.proxy.cluster import Cluster
+from saturnmq.proxy.heartbeatsync import HeartbeatSync
 from saturnmq.proxy.proxy import Proxy as ProxyRoom
 from saturnmq.store.store import Store
 
@@ -404,6 +405,20 @@ class Proxy(Daemon):
         self.data_dir = (self.options.data_dir or Path(DEFAULT_DATA_DIR)).absolute()
         served = proxy_remoting.table(self.proxy, self.remoting_address)
         await self.listen_proxy(served, self.grpc_server(self.proxy, self.data_dir), config)
+        self._sync_heartbeats(cluster_config, self.endpoints["grpc"])
+
+    def _sync_heartbeats(self, config: ClusterConfig, address: Address) -> None:
+        sync = HeartbeatSync(
+            self.cluster,
+            self.cluster.presence,
+            config.heartbeat_syncer_topic_name,
+            config.heartbeat_syncer_topic_cluster_name or config.rocket_mq_cluster_name,
+            # as Apache's, and the process, for several may share a port
+            f"{reachable_host(address.host)}%{address.port}%{os.getpid()}",
+            self.clock,
+        )
+        sync.start()
+        self.opened.callback(sync.close)
 
     def trouble(self) -> str:
         return self.cluster.trouble()

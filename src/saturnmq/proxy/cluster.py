@@ -70,6 +70,7 @@ class Brokers(Mapping[str, RemoteBroker]):
             broker = self._all.get(data.broker_name)
             if broker is None:
                 broker = self._all[data.broker_name] = self._make(data.broker_name)
+            broker.cluster = data.cluster
             addresses = {}
             for broker_id, text in data.broker_addrs.items():
                 try:
@@ -182,6 +183,13 @@ class Cluster:
         if not any(broker.link.reachable for broker in self.brokers.values()):
             return f"none of the brokers can be reached: {', '.join(self.brokers)}"
         return ""
+
+    def broker(self, name: str) -> RemoteBroker:
+        return self.brokers[name]
+
+    def masters_of(self, cluster: str) -> list[RemoteBroker]:
+        """Those that take messages."""
+        return [broker for broker in self.brokers.values() if broker.cluster == cluster and broker.takes_sends]
 
     def route(self, topic: str) -> Reply[TopicRoute]:
         return self._routes.get(topic)

@@ -37,7 +37,7 @@ from saturnmq.kernel.ports import (
     SendReceipt,
     SendRequest,
 )
-from saturnmq.kernel.topic import GroupConfig, MessageQueue, TopicConfig
+from saturnmq.kernel.topic import DEFAULT_TOPIC, GroupConfig, MessageQueue, TopicConfig
 from saturnmq.net.remoting_client import RemotingClient
 from saturnmq.proxy.brokerlink import BrokerLink
 from saturnmq.proxy.proxy import real_topic
@@ -84,6 +84,8 @@ class RemoteBroker:
 
     def __init__(self, name: str, sends: RemotingClient, others: RemotingClient, clock: Clock) -> None:
         self.name = name
+        #: that it belongs to
+        self.cluster = ""
         self.link = BrokerLink(name, sends, others, clock)
         self._ask, self._clock = self.link.ask, clock
 
@@ -325,6 +327,19 @@ class RemoteBroker:
         return self._ask(RequestCode.UNREGISTER_CLIENT, {"clientID": client_id, **role}, _nothing)
 
     # ------------------------------------------------------------------------------------------ what it knows
+
+    def create_topic(self, config: TopicConfig) -> Later[None]:
+        fields = {
+            "topic": config.topic_name,
+            "defaultTopic": DEFAULT_TOPIC,
+            "readQueueNums": str(config.read_queue_nums),
+            "writeQueueNums": str(config.write_queue_nums),
+            "perm": str(config.perm),
+            "topicFilterType": config.topic_filter_type,
+            "topicSysFlag": str(config.topic_sys_flag),
+            "order": str(config.order).lower(),
+        }
+        return self._ask(RequestCode.UPDATE_AND_CREATE_TOPIC, fields, _nothing)
 
     def topic_config(self, topic: str) -> Later[TopicConfig]:
         """Fails with TopicNotFound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -105,8 +105,15 @@ def start_apache(home: Path) -> Server:
     )
 
 
-def start_cluster(home: Path, namesrv: str = OURS, broker: str = OURS, proxy: str = OURS) -> Server:
-    """NameServer, Broker and Proxy as processes of their own, each ours or Apache's."""
+def start_cluster(
+    home: Path,
+    namesrv: str = OURS,
+    broker: str = OURS,
+    proxy: str = OURS,
+    settings: Mapping[str, str] | None = None,
+) -> Server:
+    """NameServer, Broker and Proxy as processes of their own, each ours or Apache's. `settings` are the Broker's."""
+    changed = [f"{key}={value}" for key, value in (settings or {}).items()]
     opened = ExitStack()
     apache = Apache(home) if APACHES in (namesrv, broker, proxy) else None
     logs = []
@@ -131,10 +138,11 @@ def start_cluster(home: Path, namesrv: str = OURS, broker: str = OURS, proxy: st
         else:
             apache.start("namesrv", names_port, **ports)
         if broker == OURS or apache is None:
-            ours("broker", "-n", ports["NAMESRV"], "--port", ports["BROKER_PORT"])
+            flags = [flag for setting in changed for flag in ("--set", setting)]
+            ours("broker", "-n", ports["NAMESRV"], "--port", ports["BROKER_PORT"], *flags)
         else:
-            settings = "enablePropertyFilter=true;recallMessageEnable=true"
-            apache.start("broker", int(ports["BROKER_PORT"]), BROKER_CONF=settings, **ports)
+            lines = ["enablePropertyFilter=true", "recallMessageEnable=true", *changed]
+            apache.start("broker", int(ports["BROKER_PORT"]), BROKER_CONF=";".join(lines), **ports)
         wait_for_route(ports["NAMESRV"], {"broker-a": f"127.0.0.1:{ports['BROKER_PORT']}"}, START_TIMEOUT_S)
         http = ""
         if proxy == OURS or apache is None:

@@ -9,7 +9,9 @@ from cluster_stage import ClusterStage, FakeCall
 from proxy_fakes import message
 
 from saturnmq.kernel.topic import GroupConfig
+from saturnmq.proxy.cluster import Cluster
 from saturnmq.proxy.heartbeats import CLIENT_ID
+from saturnmq.proxy.heartbeatsync import HeartbeatSync
 from saturnmq.testing.offline import Asked, OfflineConnection
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 from saturnmq.wire.remoting import json
@@ -152,3 +154,101 @@ def test_a_transaction_is_checked_through_one_proxy_and_ended_through_another() 
     )
     assert stage.unary("EndTransaction", end, pb.EndTransactionResponse).status.code == pb.OK
     assert stage.stored() == [("broker-a", b"hello")]
+
+
+# ------------------------------------------------------------------------------------------ Proxies among themselves
+
+TOPIC = "DefaultHeartBeatSyncerTopic"
+#: as Apache's Proxy writes it
+APACHES = (
+    '{"channelData":"{\\"localAddress\\":\\"10.0.0.5:8081\\",\\"extendAttribute\\":\\"{}\\",\\"remoteProxyIp\\":'
+    '\\"10.0.0.5\\",\\"type\\":\\"GRPC_V2\\",\\"remoteAddress\\":\\"10.0.0.7:4711\\"}","clientId":"theirs",'
+    '"consumeFromWhere":"CONSUME_FROM_LAST_OFFSET","consumeType":"CONSUME_PASSIVELY","group":"g","heartbeatType":'
+    '"REGISTER","language":"JAVA","lastUpdateTimestamp":1700000000000,"localProxyId":"10.0.0.5%8080%8081",'
+    '"messageModel":"CLUSTERING","subscriptionDataSet":[{"classFilterMode":false,"codeSet":[97],"expressionType":'
+    '"TAG","subString":"a","subVersion":1700000000000,"tagsSet":["a"],"topic":"t"}],"version":475}'
+)
+
+
+def synced(stage: ClusterStage, place: str) -> HeartbeatSync:
+    """The Proxy that the stage has now tells others of its clients, and hears of theirs."""
+    cluster = stage.cluster
+    sync = HeartbeatSync(cluster, cluster.presence, TOPIC, "DefaultCluster", place, stage.clock)
+    sync.start()
+    stage.clock.advance(35_000)  # the topic is there, and is read
+    return sync
+
+
+def ids(cluster: Cluster) -> list[str]:
+    found = cluster.members("g")
+    return [] if found is None else found.client_ids()
+
+
+def test_proxies_know_of_one_anothers_clients(stage: ClusterStage) -> None:
+    synced(stage, "10.0.0.1%8081")
+    first = stage.cluster
+    stage.start_proxy()
+    synced(stage, "10.0.0.2%8081")
+    consumer(stage)
+    stage.clock.run_soon()
+    assert ids(stage.cluster) == ["client-1"]
+    assert ids(first) == ["client-1"]
+    stage.unary("NotifyClientTermination", pb.NotifyClientTerminationRequest(), pb.NotifyClientTerminationResponse)
+    stage.clock.run_soon()
+    assert ids(first) == []
+
+
+def test_a_proxy_that_starts_hears_of_them_within_half_a_minute(stage: ClusterStage) -> None:
+    synced(stage, "10.0.0.1%8081")
+    consumer(stage)
+    stage.start_proxy()
+    late = stage.cluster
+    synced(stage, "10.0.0.2%8081")
+    assert ids(late) == ["client-1"]
+
+
+def test_who_is_not_heard_of_any_more_is_gone(stage: ClusterStage) -> None:
+    sync = synced(stage, "10.0.0.1%8081")
+    first = stage.cluster
+    consumer(stage)
+    stage.start_proxy()
+    synced(stage, "10.0.0.2%8081")
+    late = stage.cluster
+    sync.close()
+    first.close()
+    stage.clock.advance(140_000)
+    assert ids(late) == []
+
+
+def test_what_apaches_proxy_says_is_understood(stage: ClusterStage) -> None:
+    synced(stage, "10.0.0.1%8081")
+    for body in (b"no JSON", b"{}", APACHES.encode()):
+        assert stage.brokers["broker-a"].send(TOPIC, body).code == 0
+    found = stage.cluster.members("g")
+    assert found is not None
+    [member] = found.members
+    assert (member.client_id, member.address, member.language, member.version) == (
+        "theirs", "10.0.0.7:4711", "JAVA", 475,
+    )  # fmt: skip
+    assert found.subscriptions["t"].tags == {"a"}
+    stage.brokers["broker-a"].send(TOPIC, APACHES.replace("REGISTER", "UNREGISTER").encode())
+    assert stage.cluster.members("g") is None
+
+
+def test_what_is_said_is_what_apaches_proxy_reads(stage: ClusterStage) -> None:
+    synced(stage, "10.0.0.1%8081")
+    consumer(stage)
+    stage.clock.run_soon()
+    said = json.parse(stage.brokers["broker-a"].stored(TOPIC)[-1].body)
+    channel = json.parse(said.pop("channelData").encode())
+    theirs = json.parse(APACHES.encode())
+    assert said.keys() == theirs.keys() - {"channelData"}
+    assert said["subscriptionDataSet"][0].keys() == theirs["subscriptionDataSet"][0].keys()
+    assert channel.keys() == json.parse(theirs["channelData"].encode()).keys()
+    assert json.parse(channel["extendAttribute"].encode()) == {
+        "clientType": "PUSH_CONSUMER",
+        "subscription": {
+            "group": {"name": "g"},
+            "subscriptions": [{"topic": {"name": "t"}, "expression": {"type": "TAG", "expression": "a"}}],
+        },
+    }
