@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saturnmq import __version__
-from saturnmq.daemons.processes import Broker, Daemon, Local
+from saturnmq.daemons.processes import Broker, Daemon, Local, Proxy
 from saturnmq.kernel.host import Address
 from saturnmq.net.addresses import dialable
 from saturnmq.net.tls import CERTIFICATE_FILE
@@ -56,6 +56,9 @@ def banner(daemon: Daemon, started_s: float) -> str:
             lines.append(f"  {label:12}{address!s:22}{use}")
     if isinstance(daemon, Broker):
         lines.append(f"  {'data':12}{daemon.data_dir}")
+    if isinstance(daemon, Proxy):
+        known = ", ".join(daemon.cluster.brokers) or "none yet: it goes on asking its NameServers"
+        lines.append(f"  {'Brokers':12}{known}")
     if isinstance(daemon, Local):
         lines += _local(daemon)
     return "\n".join(lines)

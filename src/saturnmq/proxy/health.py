@@ -23,6 +23,8 @@ class Health:
         self._clock = clock
         #: in a row
         self._failures = self._timeouts = 0
+        #: a request is on its way that tells how it is
+        self._looking = False
         #: steady milliseconds
         self._paused_until_ms = self._avoided_until_ms = 0
 
@@ -40,6 +42,7 @@ class Health:
         if self.paused:
             raise Unreachable(f"the broker {name} cannot be reached at the moment: it is asked again in a moment")
         if self._failures:
+            self._looking = True
             self._pause()
 
     def answered(self) -> None:
@@ -59,7 +62,8 @@ class Health:
             self.avoid()
             if self._timeouts < TIMEOUTS:
                 return
-        if not self.paused:  # else it is one failure of many requests
+        if self._looking or not self.paused:  # else it is one failure of many requests
+            self._looking = False
             self._failures += 1
             self._pause()
 

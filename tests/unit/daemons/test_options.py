@@ -8,7 +8,7 @@ import pytest
 from saturnmq.daemons.life import print_config
 from saturnmq.daemons.options import Options
 from saturnmq.daemons.processes import Broker
-from saturnmq.kernel.config import BrokerConfig, ProxyConfig, StoreConfig
+from saturnmq.kernel.config import BrokerConfig, ClusterConfig, ProxyConfig, StoreConfig
 from saturnmq.kernel.configfile import IllegalConfig, convert, parse_properties
 
 #: Apache's distribution/conf/2m-2s-async/broker-a.properties
@@ -62,6 +62,41 @@ def test_apaches_own_file_works_and_one_line_names_what_has_no_effect(
             "settings without effect in this version of SaturnMQ: brokerRole",
         )
     ]
+
+
+APACHES_PROXY_JSON = """
+// what operators write besides
+{
+  "rocketMQClusterName": "DefaultCluster", /* and */
+  "namesrvAddr": "10.0.0.1:9876;10.0.0.2:9876",
+  "proxyMode": "CLUSTER", "grpcServerPort": 18081,
+  "enableProxyAutoRenew": false,
+  "grpcBossLoopNum": 2, "maxMessagesize": 100, 'remotingAccessAddr': "http://no.comment",
+}
+"""
+
+
+def test_apaches_file_of_a_proxy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rmq-proxy.json"
+    path.write_text(APACHES_PROXY_JSON)
+    values = Options(proxy_config=path).values(ProxyConfig, ClusterConfig)
+    assert values["namesrvAddr"] == "10.0.0.1:9876;10.0.0.2:9876"
+    config = convert(values, ProxyConfig)
+    assert (config.grpc_server_port, config.enable_proxy_auto_renew) == (18081, False)
+    assert convert(values, ClusterConfig).rocket_mq_cluster_name == "DefaultCluster"
+    said = [record.getMessage() for record in caplog.records]
+    assert any("maxMessagesize is unknown and has no effect; did you mean maxMessageSize?" in line for line in said)
+    assert any("without effect" in line and "grpcBossLoopNum" in line for line in said)
+
+
+def test_a_proxy_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rmq-proxy.json"
+    for text in ("listenPort=1", "[]"):
+        path.write_text(text)
+        with pytest.raises(IllegalConfig, match="is no JSON"):
+            Options(proxy_config=path).values(ProxyConfig)
+    with pytest.raises(IllegalConfig, match="proxyMode = 'LOCAL' cannot be used: it takes CLUSTER or cluster"):
+        convert({"proxyMode": "LOCAL"}, ClusterConfig)
 
 
 @pytest.mark.parametrize(
