@@ -70,3 +70,26 @@ def test_a_call(grpcurl: Grpcurl, admin: Admin, server: Server) -> None:
     assert queue["topic"]["name"] == topic
     (address,) = queue["broker"]["endpoints"]["addresses"]
     assert f"{address['host']}:{address['port']}" == server.grpc
+
+
+def test_a_consumer_that_keeps_its_own_place(grpcurl: Grpcurl, admin: Admin) -> None:
+    topic, group = admin.create_topic(queues=1), {"name": admin.create_group()}
+    [queue] = json.loads(grpcurl.run(f"{SERVICE}/QueryRoute", data={"topic": {"name": topic}}))["messageQueues"]
+    place = {"topic": {"name": topic}, "id": queue.get("id", 0), "broker": {"name": queue["broker"]["name"]}}
+    message = {
+        "topic": {"name": topic},
+        "body": "eA==",
+        "systemProperties": {"messageId": "01" + "A" * 32, "messageType": "NORMAL", "bodyEncoding": "IDENTITY"},
+    }
+    grpcurl.run(f"{SERVICE}/SendMessage", data={"messages": [message]})
+
+    pull = {"group": group, "messageQueue": place, "batchSize": 32}
+    answer = grpcurl.run(f"{SERVICE}/PullMessage", data=pull)
+    assert '"body": "eA=="' in answer
+    assert '"nextOffset": "1"' in answer
+    end = json.loads(grpcurl.run(f"{SERVICE}/QueryOffset", data={"messageQueue": place, "queryOffsetPolicy": "END"}))
+    assert end["offset"] == "1"
+    mine = {"group": group, "messageQueue": place}
+    assert json.loads(grpcurl.run(f"{SERVICE}/GetOffset", data=mine))["status"]["code"] == "OFFSET_NOT_FOUND"
+    grpcurl.run(f"{SERVICE}/UpdateOffset", data={**mine, "offset": "1"})
+    assert json.loads(grpcurl.run(f"{SERVICE}/GetOffset", data=mine))["offset"] == "1"

@@ -6,7 +6,7 @@ from saturnmq.broker.groups import GroupTable
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.config import BrokerConfig
-from saturnmq.kernel.errors import GroupNotFound, InvalidParameter, NotFound, TopicNotFound
+from saturnmq.kernel.errors import GroupNotFound, IllegalOffset, InvalidParameter, NotFound, TopicNotFound
 from saturnmq.kernel.later import Reply
 from saturnmq.kernel.ports import Boundary
 from saturnmq.kernel.topic import MessageQueue
@@ -49,7 +49,7 @@ class Positions:
         if not 0 <= queue.queue_id < self._most_queues:  # of a topic that has shrunk too
             raise InvalidParameter(f"queueId[{queue.queue_id}] is illegal, maxTopicQueueNums is {self._most_queues}")
         if not 0 <= offset <= _LONG_MAX:
-            raise InvalidParameter(f"commitOffset {offset} is not in [0, {_LONG_MAX}]")
+            raise IllegalOffset(f"commitOffset {offset} is not in [0, {_LONG_MAX}]")
         return self._offsets.commit(group, queue.topic, queue.queue_id, offset)
 
     def min_offset(self, queue: MessageQueue) -> int:

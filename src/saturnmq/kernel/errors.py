@@ -84,6 +84,10 @@ class InvalidParameter(SaturnError):
     """A header field or argument is missing or makes no sense."""
 
 
+class IllegalOffset(InvalidParameter):
+    """There is no such offset."""
+
+
 class IllegalAttribute(SaturnError):
     """An attribute of a topic or group cannot be changed in this way."""
 

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from saturnmq.kernel.errors import IllegalMessage, InvalidParameter, SaturnError
+from saturnmq.kernel.errors import IllegalMessage, InvalidParameter, NotSupported, SaturnError
 from saturnmq.kernel.host import pack
 from saturnmq.kernel.later import Reply, after, gather, rescue
 from saturnmq.kernel.ports import Resolution, SendReceipt
@@ -33,16 +33,13 @@ from saturnmq.proxy.checks import (
 from saturnmq.proxy.codes import OK, status_of
 from saturnmq.proxy.messages import Incoming, take_in
 from saturnmq.proxy.proxy import Proxy
+from saturnmq.proxy.pulling import Pulling
 from saturnmq.proxy.receiving import Receiving
 from saturnmq.proxy.routes import Routes
 from saturnmq.proxy.telemetry import Telemetry
-from saturnmq.wire.grpc import GrpcError, GrpcStatus
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 SERVICE = "apache.rocketmq.v2.MessagingService"
-
-#: RPCs of later versions
-NOT_YET = ("PullMessage", "UpdateOffset", "GetOffset", "QueryOffset", "SyncLiteSubscription")
 
 #: what a send may have beside bodies of maxMessageSize
 BESIDE_BODY_BYTES = 1024 * 1024
@@ -60,6 +57,7 @@ Request = TypeVar("Request", bound=Message)
 def methods(proxy: Proxy) -> dict[bytes, Method]:
     """The table for `net.grpc_server.GrpcServer`. Raises ValueError when `advertise` cannot be read."""
     messages, receiving, routes, clients = Messages(proxy), Receiving(proxy), Routes(proxy), Telemetry(proxy)
+    pulling = Pulling(proxy)
     dead_letters = pb.ForwardMessageToDeadLetterQueueRequest, pb.ForwardMessageToDeadLetterQueueResponse
     termination = pb.NotifyClientTerminationRequest, pb.NotifyClientTerminationResponse
     table = {
@@ -77,13 +75,17 @@ def methods(proxy: Proxy) -> dict[bytes, Method]:
         "Telemetry": Method(Kind.BIDI, clients.telemetry, telemetry.refuse),
         "Heartbeat": _unary(clients.heartbeat, pb.HeartbeatRequest, pb.HeartbeatResponse),
         "NotifyClientTermination": _unary(clients.notify_client_termination, *termination),
-        **{name: Method(Kind.UNARY, partial(_not_yet, name)) for name in NOT_YET},
+        "PullMessage": Method(Kind.SERVER_STREAM, pulling.pull_message, pulling.refuse),
+        "GetOffset": _unary(pulling.get_offset, pb.GetOffsetRequest, pb.GetOffsetResponse),
+        "UpdateOffset": _unary(pulling.update_offset, pb.UpdateOffsetRequest, pb.UpdateOffsetResponse),
+        "QueryOffset": _unary(pulling.query_offset, pb.QueryOffsetRequest, pb.QueryOffsetResponse),
+        "SyncLiteSubscription": _unary(_no_lite, pb.SyncLiteSubscriptionRequest, pb.SyncLiteSubscriptionResponse),
     }
     return {f"/{SERVICE}/{name}".encode(): method for name, method in table.items()} | reflection.methods([SERVICE])
 
 
-def _not_yet(name: str, call: Call, data: bytes) -> bytes:
-    raise GrpcError(GrpcStatus.UNIMPLEMENTED, f"{name} is not supported by this version of SaturnMQ")
+def _no_lite(call: Call, request: pb.SyncLiteSubscriptionRequest) -> bytes:
+    raise NotSupported("SyncLiteSubscription: lite topics are not supported by this version of SaturnMQ")
 
 
 def _unary(

@@ -24,10 +24,14 @@ from saturnmq.proxy.settings import check_client_properties, complete_consumer, 
 from saturnmq.wire.grpc import GrpcStatus
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
-CONSUME_TYPES = {pb.SIMPLE_CONSUMER: ConsumeType.ACTIVELY, pb.PUSH_CONSUMER: ConsumeType.PASSIVELY}
+CONSUME_TYPES = {
+    pb.SIMPLE_CONSUMER: ConsumeType.ACTIVELY,
+    pb.PUSH_CONSUMER: ConsumeType.PASSIVELY,
+    pb.PULL_CONSUMER: ConsumeType.ACTIVELY,
+}
 
 #: of a stream that ends with an error; another code from 40000 on is the client's fault, from 50000 on ours
-STATUSES = {pb.UNSUPPORTED: GrpcStatus.UNIMPLEMENTED, pb.TOO_MANY_REQUESTS: GrpcStatus.RESOURCE_EXHAUSTED}
+STATUSES = {pb.NOT_IMPLEMENTED: GrpcStatus.UNIMPLEMENTED, pb.TOO_MANY_REQUESTS: GrpcStatus.RESOURCE_EXHAUSTED}
 
 
 class Telemetry:
@@ -98,8 +102,8 @@ class Telemetry:
             known = sent.client_type in pb.ClientType.values()
             name = pb.ClientType.Name(sent.client_type) if known else sent.client_type
             raise NotSupported(
-                f"clients of the type {name} are not supported by this version of SaturnMQ: use a push or simple "
-                "consumer"
+                f"clients of the type {name} are not supported by this version of SaturnMQ: use a push, simple or "
+                "pull consumer"
             )
         group = sent.subscription.group.name
         check_client_group(group)

@@ -46,6 +46,10 @@ REQUESTS: dict[str, tuple[type[ProtoMessage], type[ProtoMessage]]] = {
     "ChangeInvisibleDuration": (pb.ChangeInvisibleDurationRequest, pb.ChangeInvisibleDurationResponse),
     "NotifyClientTermination": (pb.NotifyClientTerminationRequest, pb.NotifyClientTerminationResponse),
     "Telemetry": (pb.TelemetryCommand, pb.TelemetryCommand),
+    "PullMessage": (pb.PullMessageRequest, pb.PullMessageResponse),
+    "GetOffset": (pb.GetOffsetRequest, pb.GetOffsetResponse),
+    "UpdateOffset": (pb.UpdateOffsetRequest, pb.UpdateOffsetResponse),
+    "QueryOffset": (pb.QueryOffsetRequest, pb.QueryOffsetResponse),
 }
 TOPICS = {"t": "NORMAL", "fifo": "FIFO", "mixed": "MIXED", "delay": "DELAY"}
 GROUPS = ["g", "fifo-group"]

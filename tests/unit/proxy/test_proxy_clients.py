@@ -253,7 +253,7 @@ def test_client_properties_within_their_limits(client: Grpc) -> None:
     assert client.settings(sent).client_properties == sent.client_properties
 
 
-@pytest.mark.parametrize("kind", [pb.PULL_CONSUMER, pb.LITE_PUSH_CONSUMER, pb.LITE_SIMPLE_CONSUMER])
+@pytest.mark.parametrize("kind", [pb.LITE_PUSH_CONSUMER, pb.LITE_SIMPLE_CONSUMER])
 def test_clients_of_a_later_version(client: Grpc, kind: pb.ClientType) -> None:
     status, text = refused(client, consumer(kind))
     assert status == GrpcStatus.UNIMPLEMENTED
@@ -419,10 +419,10 @@ def test_request_reply_is_not_for_grpc(client: Grpc) -> None:
 # ------------------------------------------------------------------------------------------------------------ table
 
 
-@pytest.mark.parametrize("rpc", grpc.NOT_YET)
-def test_rpcs_of_a_later_version(client: Grpc, rpc: str) -> None:
-    ended = client.start(rpc, b"").ended
-    assert ended == (GrpcStatus.UNIMPLEMENTED, f"{rpc} is not supported by this version of SaturnMQ")
+def test_lite_topics_are_of_a_later_version(client: Grpc) -> None:
+    refused = client.ask("SyncLiteSubscription", pb.SyncLiteSubscriptionRequest(), pb.SyncLiteSubscriptionResponse)
+    assert refused.status.code == pb.NOT_IMPLEMENTED
+    assert refused.status.message.startswith("SyncLiteSubscription: lite topics")
 
 
 def test_every_rpc_of_the_interface_has_an_answer(client: Grpc) -> None:
