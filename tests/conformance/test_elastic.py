@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from harness.admin import Admin
@@ -23,6 +23,8 @@ pytestmark = only_saturn
 #: for what happens within moments
 SOON_S = 15
 MESSAGES = 5
+#: what a slow listener takes: longer than a message waits until its Proxy hands it over
+HOLDS_S = 25
 
 
 class Stage:
@@ -32,9 +34,10 @@ class Stage:
         self._home, self._opened = home, opened
         processes = Processes(home, opened)
         self.namesrv = processes.namesrv().ready["namesrv"]
-        broker = processes.broker("-n", self.namesrv).ready["broker"]
-        wait_for_route(self.namesrv, {"broker-a": broker})
-        admin = Admin(self.namesrv, broker)
+        self.broker = processes.broker("-n", self.namesrv)
+        address = self.broker.ready["broker"]
+        wait_for_route(self.namesrv, {"broker-a": address})
+        admin = Admin(self.namesrv, address)
         self.topic, self.pushed, self.taken = admin.create_topic(), admin.create_group(), admin.create_group()
         admin.close()
 
@@ -99,6 +102,27 @@ def test_clients_that_know_two_proxies_need_one(
     client.close_all()
 
 
+@pytest.mark.clients("python")
+def test_a_push_consumer_keeps_what_it_holds_when_its_proxy_is_killed(client: Client, stage: Stage) -> None:
+    """It takes longer than a lease, goes on at another Proxy, and acknowledges there."""
+    proxies = [stage.proxy(name) for name in ("first", "second")]
+    client.endpoints = ";".join(proxy.ready["grpc"] for proxy in proxies)
+    push = client.push(stage.pushed, {stage.topic: "*"}, takes_s=HOLDS_S)
+    [sent] = client.producer(stage.topic).send([Message(stage.topic, b"x")])
+    assert [delivery.id for delivery in push.take(1)] == [sent]
+    wait_until(lambda: metric(stage.broker, "saturnmq_kept_leases") == 1)
+    used, other = sorted(proxies, key=lambda proxy: metric(proxy, "saturnmq_grpc_connections"), reverse=True)
+    used.kill()
+    wait_until(lambda: metric(other, "saturnmq_grpc_connections") > 0)
+    for _ in range(40):  # longer than a lease, and not so long that a client of another clock counts as silent
+        advance(stage.broker, 2_000)
+    assert not push.take(1, timeout_s=2)
+    assert metric(stage.broker, "rocketmq_consumer_inflight_messages") == 1
+    wait_until(lambda: metric(stage.broker, "rocketmq_consumer_inflight_messages") == 0)
+    assert not push.take(1, timeout_s=1)
+    client.close_all()
+
+
 def test_clients_find_back_to_their_one_proxy(client: Client, stage: Stage) -> None:
     """Behind one address, of a load balancer say, another one comes in its place."""
     proxy = stage.proxy("first")
@@ -124,6 +148,26 @@ def test_workers_come_and_go(client: Client, stage: Stage) -> None:
     client.close_all()
     assert proxy.stop() == 0
     assert "Traceback" not in proxy.log()
+
+
+def metric(server: ServerProcess, name: str) -> int:
+    """Its sum over all labels."""
+    with urlopen(f"http://{server.ready['http']}/metrics", timeout=SOON_S) as page:
+        samples = [line.rpartition(" ") for line in page.read().decode().splitlines()]
+    return sum(int(value) for sample, _, value in samples if sample.partition("{")[0] == name)
+
+
+def advance(server: ServerProcess, milliseconds: int) -> None:
+    address = f"http://{server.ready['http']}/test-clock/advance/{milliseconds}"
+    with urlopen(Request(address, method="POST"), timeout=SOON_S):
+        pass
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 2 * HOLDS_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def workers_of(parent: ServerProcess) -> list[int]:

@@ -8,6 +8,7 @@ from saturnmq.broker.assignment import Assignments, RequestModes
 from saturnmq.broker.clients import ClientTable
 from saturnmq.broker.dedup import DedupWindows
 from saturnmq.broker.groups import GroupTable
+from saturnmq.broker.keeping import Keeping
 from saturnmq.broker.locks import QueueLocks
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
@@ -43,11 +44,14 @@ class Broker:
     """Owns the parts below and implements `kernel.ports.BrokerPort` and `ClusterPort`: each verb is the method of the
     part that does it.
 
+    A Proxy of its own process lives as long as it does: no leases are kept for that (`keeps_leases`).
     Every part owns its state and was told the others that it needs. `random(n)` draws from 0 to n-1.
     """
 
     #: whatever there is to say against a send, it says at once
     takes_sends = True
+
+    keeps_leases = False
 
     def __init__(
         self,
@@ -118,7 +122,11 @@ class Broker:
         self.pop = self.pops.pop
         self.ack = self.pops.ack
         self.change_invisible = self.pops.change_invisible
-        self.renew = self.pops.renew
+        self.keeping = Keeping(self.pops.renew, clock, config.channel_expired_timeout)
+        self.renew = self.keeping.renew
+        metrics.gauge(
+            "saturnmq_kept_leases", "Messages that push consumers keep while they live", lambda: len(self.keeping)
+        )
         self.send_back = self.send_backs.send_back
         self.notify = self.peeks.notify
         self.committed = self.positions.committed
@@ -167,6 +175,7 @@ class Broker:
         self.leave()
         self.stats.stop()
         self.clients.stop()
+        self.keeping.stop()
         self.delays.stop()
         written = chain(gather([self.pops.stop(), self.transactions.stop()]), lambda _: self._write())
         return chain(chain(written, lambda _: self.delays.write()), lambda _: self.timers.stop())

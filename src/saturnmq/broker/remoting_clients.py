@@ -49,6 +49,7 @@ class ClientHandlers:
         """A client that leaves its subscriptions out is asked for them when they are not known."""
         data = decode(HeartbeatData, command.body)
         channel = self._channel(command, connection, data.client_id)
+        self._broker.keeping.heard(data.client_id)
         changed = data.heartbeat_fingerprint == 0
         for consumer in data.consumer_data_set:
             changed |= self._consumer_joined(channel, consumer, data)
@@ -64,6 +65,8 @@ class ClientHandlers:
             self._clients.producer_left(channel, header.producer_group)
         if header.consumer_group is not None:
             self._clients.consumer_left(channel, header.consumer_group)
+            if self._clients.consumer(header.consumer_group, header.client_id) is None:  # else through another Proxy
+                self._broker.keeping.gone(header.client_id)
         return Response()
 
     def producers(self, command: Command, connection: RemotingConnection) -> Response:

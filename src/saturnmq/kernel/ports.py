@@ -357,6 +357,9 @@ class BrokerPort(Protocol):
     name: str
 
     @property
+    def keeps_leases(self) -> bool: ...
+
+    @property
     def takes_sends(self) -> bool:
         """As far as is known it would take one, and soon."""
         ...
@@ -383,9 +386,13 @@ class BrokerPort(Protocol):
         """Hide it for `invisible_ms` from now on. The old handle is no longer good."""
         ...
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged | None]:
+    def renew(self, delivery: Delivery, invisible_ms: int, client_id: str = "") -> Reply[InvisibleChanged | None]:
         """Hide it for `invisible_ms` from now on. The handle that the client holds stays good; a broker that cannot do
-        that (Apache's) answers what another one says instead."""
+        that (Apache's) answers what another one says instead.
+
+        `client_id` is of the push consumer that holds it: when nobody renews it any more and that consumer lives, a
+        broker that `keeps_leases` goes on by itself.
+        """
         ...
 
     def notify(self, request: PopRequest) -> Reply[Notice]:

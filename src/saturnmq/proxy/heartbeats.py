@@ -74,6 +74,7 @@ class Heartbeats:
         self._told_ms.pop(name, None)
 
     def _tell_all(self, broker: RemoteBroker, takes_clients: bool) -> None:
+        broker.keeps_leases = takes_clients
         if takes_clients:
             self._ours.add(broker.name)
             for channel in self._presence.channels():

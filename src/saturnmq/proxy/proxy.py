@@ -133,6 +133,7 @@ class Proxy:
     def drain(self) -> bool:
         """Who waits for messages hears now that there are none, and nobody gets any more. Whether anybody waited."""
         self._draining = True
+        self.receipts.hand_over()
         receiving, self._receiving = self._receiving, {}
         for answer, under_way in receiving.items():
             under_way.cancel()

@@ -21,11 +21,13 @@ from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnError, SystemBusy
 from saturnmq.kernel.later import Later, Reply, hear
-from saturnmq.kernel.ports import BrokerPort, ClusterPort, Delivery, InvisibleChanged
+from saturnmq.kernel.ports import BrokerPort, ClusterPort, Delivery, GroupMembers, InvisibleChanged
 from saturnmq.kernel.topic import GroupConfig, GroupRetryPolicy
 
 logger = logging.getLogger(__name__)
 
+#: so old, a message that is still held is renewed for the first time at a broker that goes on when this Proxy is gone
+HAND_OVER_MS = 5_000
 #: how long an acknowledgement may take, milliseconds
 SETTLING_MS = 5_000
 #: messages in the hands of push consumers, some hundred bytes each; a client holds about a thousand by default
@@ -43,6 +45,8 @@ class Lease(msgspec.Struct, kw_only=True):
     ends_ms: int
     received_ms: int
     reconsume_times: int
+    #: the broker knows who holds it
+    handed_over: bool = False
     #: somebody settles it: no renewal until then, which would bring back what is acknowledged
     settling_until_ms: int = 0
     #: who wants to settle it when the renewal that is on its way has come to its end
@@ -106,10 +110,16 @@ class Receipts:
         return later
 
     def client_gone(self, client_id: str) -> None:
-        """Give back what the client held: others of its group get it soon."""
-        for handle in self._held.pop(client_id, ()):
-            lease = self._leases.pop(handle)
-            give_back(lease.broker, lease.delivery, self._config.invisible_time_millis_when_clear)
+        """Give back what the client held: others of its group get it soon. Unless it went to another Proxy."""
+        leases = [self._leases.pop(handle) for handle in self._held.pop(client_id, ())]
+
+        def back(members: GroupMembers | None) -> None:
+            if members is None or all(one.client_id != client_id for one in members.members):
+                for lease in leases:
+                    give_back(lease.broker, lease.delivery, self._config.invisible_time_millis_when_clear)
+
+        if leases:
+            hear(self._cluster.members(leases[0].delivery.group), back, lambda _: back(None))
 
     def close(self) -> None:
         """Renew no more."""
@@ -119,8 +129,7 @@ class Receipts:
 
     def _renew_due(self) -> None:
         now_ms = self._clock.now_ms()
-        due_ms = now_ms + self._config.renew_ahead_time_millis
-        for handle, lease in [(handle, lease) for handle, lease in self._leases.items() if lease.ends_ms <= due_ms]:
+        for handle, lease in [(handle, lease) for handle, lease in self._leases.items() if self._is_due(lease, now_ms)]:
             if lease.waiting is not None or lease.settling_until_ms > now_ms:
                 continue
             if now_ms - lease.received_ms >= self._config.renew_max_time_millis:
@@ -132,12 +141,25 @@ class Receipts:
         if self._leases:
             self._scan = self._clock.call_at(now_ms + self._config.renew_schedule_period_millis, self._renew_due)
 
+    def _is_due(self, lease: Lease, now_ms: int) -> bool:
+        if lease.broker.keeps_leases and not lease.handed_over and now_ms - lease.received_ms >= HAND_OVER_MS:
+            return True
+        return lease.ends_ms <= now_ms + self._config.renew_ahead_time_millis
+
+    def hand_over(self) -> None:
+        """This Proxy stops: brokers that can do so keep what clients hold, who go on elsewhere."""
+        for handle, lease in list(self._leases.items()):
+            if lease.broker.keeps_leases and not lease.handed_over and lease.waiting is None:
+                self._renew(handle, lease, self._clock.now_ms())
+
     def _renew(self, handle: str, lease: Lease, now_ms: int) -> None:
         invisible_ms = self._config.default_invisible_time_mills
+        client_id = lease.client_id if lease.broker.keeps_leases else ""
         lease.waiting = []
 
         def renewed(changed: InvisibleChanged | None) -> None:
             lease.ends_ms = now_ms + invisible_ms
+            lease.handed_over = bool(client_id)
             if changed is not None:
                 lease.delivery = after_change(lease.delivery, changed)
             settle_now()
@@ -155,7 +177,7 @@ class Receipts:
             else:
                 logger.warning("cannot renew lease %s, will try again: %s", handle, error)
 
-        settle(lambda: lease.broker.renew(lease.delivery, invisible_ms), renewed, failed)
+        settle(lambda: lease.broker.renew(lease.delivery, invisible_ms, client_id), renewed, failed)
 
     def _give_up(self, lease: Lease) -> None:
         """Held for too long: it comes back as if consuming it had failed."""

@@ -46,7 +46,7 @@ from saturnmq.wire import record as records
 from saturnmq.wire.remoting.bodies import HeartbeatData, LockBatchRequest, LockBatchResponse, decode, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, error_of
 from saturnmq.wire.remoting.command import Command
-from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE, MANY_CLIENTS
+from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_FOR, KEEP_HANDLE, MANY_CLIENTS
 from saturnmq.wire.remoting.popanswers import decode_popped
 
 #: messages that came for somebody who is gone are hidden for so long, milliseconds (invisibleTimeMillisWhenClear)
@@ -88,6 +88,8 @@ class RemoteBroker:
         self.cluster = ""
         self.link = BrokerLink(name, sends, others, clock)
         self._ask, self._clock = self.link.ask, clock
+        #: it is ours, as its answer to a heart-beat shows
+        self.keeps_leases = False
 
     @property
     def takes_sends(self) -> bool:
@@ -234,8 +236,10 @@ class RemoteBroker:
         read = partial(self._settled, delivery, _changed)
         return self._ask(RequestCode.CHANGE_MESSAGE_INVISIBLETIME, fields, read)
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Later[InvisibleChanged | None]:
+    def renew(self, delivery: Delivery, invisible_ms: int, client_id: str = "") -> Later[InvisibleChanged | None]:
         fields = {**self._settling(delivery), "invisibleTime": str(invisible_ms), KEEP_HANDLE: "true"}
+        if client_id:
+            fields[KEEP_FOR] = client_id
         return self._ask(RequestCode.CHANGE_MESSAGE_INVISIBLETIME, fields, partial(self._settled, delivery, _renewed))
 
     def _settling(self, delivery: Delivery) -> dict[str, str]:

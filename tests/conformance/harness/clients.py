@@ -23,7 +23,7 @@ Bodies are base64, durations milliseconds.
 
 A RESOLUTION is COMMIT, ROLLBACK or UNKNOWN. A producer for transactions is opened with "checks": RESOLUTION, what it
 says when it is asked. A listener fails the first `failures` deliveries of each message. With "sql": true the
-subscriptions are SQL92 filters.
+subscriptions are SQL92 filters. Python's listeners take `takes_s` seconds for each.
 A program may understand more (other kinds to open, more fields); the fields of `open` are passed through. End of stdin
 ends the program.
 """

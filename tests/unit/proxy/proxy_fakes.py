@@ -54,6 +54,7 @@ class FakeBroker:
     ones."""
 
     name = "broker-a"
+    keeps_leases = False
     takes_sends = True
 
     def __init__(self, clock: VirtualClock) -> None:
@@ -70,6 +71,8 @@ class FakeBroker:
         self.popped: list[PopRequest] = []
         #: (method, arguments…) in the order of arrival, of everything that settles a message
         self.settled: list[tuple[Any, ...]] = []
+        #: (queue offset, client id) of renewals that say for whom
+        self.kept: list[tuple[int, str]] = []
         self.consumers: list[tuple[str, ConsumerMembership]] = []
         self.producers: list[tuple[str, str]] = []
         self.left: list[tuple[str, str | None]] = []
@@ -147,7 +150,9 @@ class FakeBroker:
         changed = InvisibleChanged(pop_ms=self.clock.now_ms(), invisible_ms=invisible_ms, revive_queue_id=5)
         return self.next_answer("change_invisible", changed)
 
-    def renew(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged | None]:
+    def renew(self, delivery: Delivery, invisible_ms: int, client_id: str = "") -> Reply[InvisibleChanged | None]:
+        if client_id:
+            self.kept.append((delivery.queue_offset, client_id))
         self.settled.append(("renew", delivery.queue_offset, invisible_ms))
         return self.next_answer("renew", cast("InvisibleChanged | None", None))
 

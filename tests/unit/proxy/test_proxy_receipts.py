@@ -10,6 +10,7 @@ from proxy_fakes import Grpc, found, popped, receive_request, stream
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, ServiceUnavailable
 from saturnmq.kernel.later import Later
+from saturnmq.kernel.ports import ConsumeType, GroupMember, GroupMembers, MessageModel
 from saturnmq.kernel.topic import CustomizedRetry, ExponentialRetry, GroupRetryPolicy
 from saturnmq.proxy import receipts
 from saturnmq.wire.proto import rocketmq_pb2 as pb
@@ -80,6 +81,40 @@ def test_given_back_when_the_client_is_silent() -> None:
     assert push.broker.settled[-1] == ("change", push.offset, 1_000)
     assert {settled[0] for settled in push.broker.settled[:-1]} == {"renew"}
     assert len(push.proxy.receipts) == 0
+
+
+def test_a_client_that_went_to_another_proxy_keeps_what_it_holds() -> None:
+    push = Push()
+    there = GroupMember(client_id="client-1", address="", language="", version=0)
+    push.broker.answers["members"] = [
+        GroupMembers(
+            members=[there],
+            consume_type=ConsumeType.PASSIVELY,
+            message_model=MessageModel.CLUSTERING,
+            consume_from="",
+            subscriptions={},
+        )
+    ]
+    push.clock.advance(125_000)
+    assert {settled[0] for settled in push.broker.settled} == {"renew"}
+    assert len(push.proxy.receipts) == 0
+
+
+def test_a_broker_that_keeps_leases_hears_early_who_holds_what() -> None:
+    """Once, and again with each renewal."""
+    push = Push()
+    push.broker.keeps_leases = True
+    push.live(40)
+    assert push.broker.kept == [(push.offset, "client-1")]
+    push.live(60)
+    assert push.broker.kept == [(push.offset, "client-1")] * 2
+
+
+def test_a_proxy_that_stops_hands_over_what_its_clients_hold() -> None:
+    push = Push()
+    push.broker.keeps_leases = True
+    push.proxy.drain()
+    assert push.broker.kept == [(push.offset, "client-1")]
 
 
 def test_of_several_clients_only_the_one_that_went() -> None:

@@ -6,6 +6,8 @@ from saturnmq.wire.remoting.command import Command
 
 #: asks CHANGE_MESSAGE_INVISIBLETIME to keep the handle good that it is asked with; whoever did says `true` as well
 KEEP_HANDLE = "keepHandle"
+#: with that: the client id of the push consumer that holds the message; its heart-beats keep the lease
+KEEP_FOR = "keepFor"
 #: asks ACK_MESSAGE and CHANGE_MESSAGE_INVISIBLETIME to look whether the handle is good; who does says `true` as well
 CHECKS_HANDLE = "checksHandle"
 #: asks HEART_BEAT whether several clients may come over one connection; who takes them says `true` as well

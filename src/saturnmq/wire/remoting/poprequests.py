@@ -34,7 +34,7 @@ from saturnmq.kernel.topic import pop_retry_topic
 from saturnmq.wire.remoting.bodies import decode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
-from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE, extensions
+from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_FOR, KEEP_HANDLE, extensions
 from saturnmq.wire.remoting.headers import (
     AckHeader,
     BatchAck,
@@ -101,7 +101,8 @@ class PopRequests:
         broker = self._brokers.named(command.fields.get(BROKER_NAME))
         delivery, done = _delivery(header), extensions(command, CHECKS_HANDLE)
         if KEEP_HANDLE in command.fields:
-            return after(broker.renew(delivery, header.invisible_time), partial(_renewed, delivery, done))
+            renewed = broker.renew(delivery, header.invisible_time, command.fields.get(KEEP_FOR, ""))
+            return after(renewed, partial(_renewed, delivery, done))
         return after(broker.change_invisible(delivery, header.invisible_time), partial(_changed, done))
 
     def notification(self, command: Command, connection: Peer) -> Reply[Response | None]:

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,9 +51,10 @@ class Output:
 
 
 class Listener(MessageListener):  # type: ignore[misc]
-    """Reports each delivery and fails the first `failures` of every message."""
+    """Reports each delivery and fails the first `failures` of every message, after `takes_s` each."""
 
-    def __init__(self, name: str, failures: int, output: Output) -> None:
+    def __init__(self, name: str, failures: int, takes_s: float, output: Output) -> None:
+        self.takes_s = takes_s
         self.name = name
         self.failures = failures
         self.output = output
@@ -64,6 +66,7 @@ class Listener(MessageListener):  # type: ignore[misc]
             self.seen[message.message_id] += 1
             failed = self.seen[message.message_id] <= self.failures
         self.output.write({"event": "delivered", "name": self.name, "failed": failed, "message": described(message)})
+        time.sleep(self.takes_s)
         return ConsumeResult.FAILURE if failed else ConsumeResult.SUCCESS
 
 
@@ -113,7 +116,7 @@ class Client:
                     configuration, request["group"], filters, await_duration=request["await_ms"] // 1000, **tls
                 )
             case "push":
-                listener = Listener(name, request["failures"], self.output)
+                listener = Listener(name, request["failures"], request.get("takes_s", 0), self.output)
                 client = PushConsumer(configuration, request["group"], listener, filters, **tls)
             case other:
                 raise ValueError(f"open what? {other}")
