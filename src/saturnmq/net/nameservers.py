@@ -8,7 +8,7 @@ from typing import TypeVar
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import ConnectionLost, SaturnError, TopicNotFound
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Later, Reply
+from saturnmq.kernel.later import Later, Reply, after, gather, rescue
 from saturnmq.kernel.topic import TopicRoute
 from saturnmq.net.lookups import Kept, Lookups
 from saturnmq.net.remoting_client import RemotingClient
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 class NameServers:
-    """Several NameServers that know the same. When one cannot say, those behind it are asked; who answered last is
-    asked first."""
+    """Several NameServers. When one does not know, those behind it are asked: it has just started, or they are another
+    cluster's. Who knew last is asked first."""
 
     def __init__(self, client: RemotingClient, addresses: Sequence[Address]) -> None:
         self._client, self._addresses = client, list(addresses)
@@ -34,26 +34,38 @@ class NameServers:
         fields = {"topic": topic, "acceptStandardJsonOnly": "true"}
         return self._ask(RequestCode.GET_ROUTEINFO_BY_TOPIC, fields, f"where {topic} is", _route)
 
-    def brokers(self) -> Later[ClusterInfo]:
-        """All that there are now. Fails with ConnectionLost."""
-        return self._ask(RequestCode.GET_BROKER_CLUSTER_INFO, {}, "which brokers there are", _clusters)
+    def brokers(self) -> Reply[list[ClusterInfo]]:
+        """Those that each of them knows now, as far as they answer. Fails with ConnectionLost: none does."""
+
+        def ask(address: Address) -> Reply[ClusterInfo | None]:
+            asked = self._client.request(address, RequestCode.GET_BROKER_CLUSTER_INFO, {}, b"", TIMEOUT_MS)
+            return rescue(lambda: asked.map(_clusters), SaturnError, lambda _: None)
+
+        def known(infos: Sequence[ClusterInfo | None]) -> list[ClusterInfo]:
+            found = [info for info in infos if info is not None]
+            if not found:
+                raise ConnectionLost("no NameServer says which brokers there are")
+            return found
+
+        return after(gather([ask(address) for address in self._addresses]), known)
 
     def _ask(self, code: int, fields: dict[str, str], what: str, read: Callable[[Command], T]) -> Later[T]:
         answer: Later[T] = Later()
         left = list(self._addresses)
+        missing: list[TopicNotFound] = []
 
         def ask_next() -> None:
             if not left:
-                answer.fail(ConnectionLost(f"no NameServer says {what}"))
+                answer.fail(missing[0] if missing else ConnectionLost(f"no NameServer says {what}"))
                 return
             address = left.pop(0)
 
             def answered(command: Command) -> None:
                 try:
                     value = read(command)
-                except TopicNotFound as error:
-                    answer.fail(error)
-                except SaturnError:
+                except SaturnError as error:
+                    if isinstance(error, TopicNotFound):
+                        missing.append(error)
                     ask_next()
                 else:
                     self._addresses.remove(address)

@@ -96,7 +96,7 @@ class BrokerLink:
             except (LookupError, ValueError, ProtocolError) as error:
                 answer.fail(SaturnError(f"the broker {self.name} gave an answer that cannot be read: {error!r}"))
             except SaturnError as error:
-                if isinstance(error, ServiceUnavailable):
+                if isinstance(error, ServiceUnavailable | Unreachable):
                     health.avoid()
                 answer.fail(error)
             else:

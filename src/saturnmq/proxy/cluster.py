@@ -6,7 +6,7 @@ Source: proxy/service/route/ClusterTopicRouteService.java, service/metadata/Clus
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import TypeVar
 
 from saturnmq.kernel.clock import Clock, Timer
@@ -21,7 +21,7 @@ from saturnmq.kernel.errors import (
     Unreachable,
 )
 from saturnmq.kernel.host import Address
-from saturnmq.kernel.later import Later, Reply, chain, rescue
+from saturnmq.kernel.later import Later, Reply, chain, hear, rescue
 from saturnmq.kernel.topic import BrokerData, GroupConfig, TopicConfig, TopicRoute
 from saturnmq.net.lookups import Kept, Lookups
 from saturnmq.net.nameservers import NameServers
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: between questions which brokers there are, milliseconds; sooner while none is known
 REFRESH_MS, RETRY_MS = 20_000, 1_000
+#: a broker that no NameServer names for so long is gone, milliseconds; brokers register twice as often
+GONE_MS = 60_000
 #: a topic or a group that is not there may be made at any time, milliseconds
 MISSING_MS = 1_000
 #: brokers that are asked for a group before it counts as unknown
@@ -50,6 +52,8 @@ class Brokers(Mapping[str, RemoteBroker]):
 
     def __init__(self, make: Callable[[str], RemoteBroker]) -> None:
         self._make = make
+        #: those that NameServers do not name any more, and since when, steady milliseconds
+        self._missing: dict[str, int] = {}
         self._all: dict[str, RemoteBroker] = {}
 
     def __getitem__(self, name: str) -> RemoteBroker:
@@ -86,12 +90,13 @@ class Brokers(Mapping[str, RemoteBroker]):
         places = ((name, broker.link.addresses.values()) for name, broker in self._all.items())
         return next((name for name, addresses in places if address in addresses), "")
 
-    def only(self, table: Mapping[str, BrokerData]) -> None:
-        """These are all that there are."""
-        for name in [name for name in self if name not in table]:
-            logger.info("the broker %s is gone", name)
-            self._all[name].link.addresses = {}
-        self.learn(table.values())
+    def only(self, names: Set[str], steady_ms: int) -> None:
+        """These are all that there are. Others are gone when they stay away; a NameServer that starts knows none."""
+        self._missing = {name: self._missing.get(name, steady_ms) for name in self if name not in names}
+        for name, since_ms in self._missing.items():
+            if steady_ms - since_ms >= GONE_MS:
+                logger.info("the broker %s is gone", name)
+                self._all[name].link.addresses = {}
 
 
 class Cluster:
@@ -150,8 +155,10 @@ class Cluster:
         """Get to know the brokers, and stay up to date. Answers after the first try, whatever came of it."""
         tried: Later[None] = Later()
 
-        def known(info: ClusterInfo) -> None:
-            self.brokers.only(info.broker_addr_table)
+        def known(infos: list[ClusterInfo]) -> None:
+            for info in infos:
+                self.brokers.learn(info.broker_addr_table.values())
+            self.brokers.only({name for info in infos for name in info.broker_addr_table}, self._clock.steady_ms())
             go_on(REFRESH_MS if self.brokers else RETRY_MS)
 
         def unknown(error: BaseException) -> None:
@@ -165,7 +172,7 @@ class Cluster:
                 tried.resolve(None)
 
         def ask() -> None:
-            self._names.brokers().then(known, unknown)
+            hear(self._names.brokers(), known, unknown)
 
         ask()
         return tried

@@ -51,9 +51,12 @@ class Heartbeats:
         self._told_ms.clear()
 
     def joined(self, channel: ClientChannel) -> None:
-        """Tell at once of a client that is new, or consumes something else than before."""
-        for name in self._ours & self._brokers.keys():
-            self._tell_of(self._brokers[name], channel)
+        """Tell at once of a client that is new, or consumes something else than before; Apache's brokers soon."""
+        for name, broker in self._brokers.items():
+            if name in self._ours:
+                self._tell_of(broker, channel)
+            elif self._presence.produced_by(channel):
+                self._told_ms.pop(name, None)
 
     def left(self, channel: ClientChannel, group: str, *, consumer: bool) -> None:
         role = "consumerGroup" if consumer else "producerGroup"

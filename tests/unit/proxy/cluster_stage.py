@@ -116,12 +116,13 @@ class ClusterStage(Grpc):
         self.brokers: dict[str, OfflineBroker] = {}
         for letter in "abcdef"[:brokers]:
             self.add_broker(f"broker-{letter}")
+        self.names_addresses = [NAMES]
         self.start_proxy()
 
     def start_proxy(self, config: ProxyConfig | None = None) -> None:
         """Another one, which knows nothing yet."""
         self.sends, self.others = Wire(self.network), Wire(self.network)
-        names = NameServers(Wire(self.network), [NAMES])
+        names = NameServers(Wire(self.network), self.names_addresses)
         self.cluster = Cluster(names, self.sends, self.others, ClusterConfig(), self.clock, random=lambda n: 0)
         self.cluster.start()
         self.proxy = Proxy(self.cluster.brokers, self.cluster, self.cluster, config or ProxyConfig(), self.clock)

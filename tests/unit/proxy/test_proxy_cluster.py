@@ -6,9 +6,14 @@ import pytest
 from cluster_stage import NAMES, ClusterStage, handle_of
 from proxy_fakes import receive_request
 
+from saturnmq.kernel.host import Address
 from saturnmq.kernel.topic import GroupConfig
+from saturnmq.nameserver import remoting as nameserver_remoting
+from saturnmq.testing.nameserver import name_server
 from saturnmq.wire.proto import rocketmq_pb2 as pb
+from saturnmq.wire.remoting.bodies import ClusterInfo, encode
 from saturnmq.wire.remoting.codes import RequestCode
+from saturnmq.wire.remoting.command import Response
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
 
 
@@ -133,9 +138,48 @@ def test_brokers_come_and_go() -> None:
     assert {name for name, _ in stage.stored()} == {"broker-a", "broker-b"}
     assert set(stage.cluster.brokers) == {"broker-a", "broker-b"}
     stage.brokers["broker-b"].stop()
+    stage.clock.advance(60_000)
+    assert set(stage.cluster.brokers) == {"broker-a", "broker-b"}, "its NameServer may just have started"
     stage.clock.advance(20_000)
     assert set(stage.cluster.brokers) == {"broker-a"}
     assert stage.cluster.trouble() == ""
+
+
+def test_a_replica_is_read_where_the_master_is_gone() -> None:
+    stage = ClusterStage(brokers=2)
+    stage.add_topic("t")
+    names = stage.names.routes
+    route = names.route("t")
+    for data in route.broker_datas:
+        if data.broker_name == "broker-b":
+            data.broker_addrs[1] = data.broker_addrs.pop(0)
+    stage.network.servers[NAMES] = dict(stage.network.servers[NAMES]) | {
+        RequestCode.GET_ROUTEINFO_BY_TOPIC: lambda command, connection: Response(body=encode(route)),
+        RequestCode.GET_BROKER_CLUSTER_INFO: lambda command, connection: Response(
+            body=encode(ClusterInfo({data.broker_name: data for data in route.broker_datas}, {}))
+        ),
+    }
+    stage.start_proxy()
+    assert stage.take("broker-b") == []
+    for number in range(4):
+        assert stage.send(b"%d" % number).status.code == pb.OK
+    assert {name for name, _ in stage.stored()} == {"broker-a"}
+    stage.brokers["broker-b"].send("t", b"before the master was gone")
+    assert [received.body for received in stage.take("broker-b")] == [b"before the master was gone"]
+
+
+def test_nameservers_of_several_clusters() -> None:
+    stage = ClusterStage()
+    stage.add_topic("t")
+    other, theirs = Address("10.0.0.8", 9876), name_server(stage.clock)
+    stage.network.servers[other] = nameserver_remoting.table(theirs)
+    stage.names_addresses = [other, NAMES]
+    stage.start_proxy()
+    assert stage.send().status.code == pb.OK, "the first one does not know the topic"
+    assert set(stage.cluster.brokers) == {"broker-a"}
+    stage.network.dead.add(other)
+    stage.clock.advance(40_000)
+    assert stage.send().status.code == pb.OK
 
 
 def test_readiness_tells_of_brokers() -> None:
