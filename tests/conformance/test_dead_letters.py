@@ -103,6 +103,21 @@ def test_a_pulled_message_is_sent_again(remoting: RemotingClient, admin: Admin, 
     assert "yes" in dlq(server, "list", group)[1]
 
 
+def test_what_fails_too_often_becomes_a_dead_letter(remoting: RemotingClient, admin: Admin, server: Server) -> None:
+    """Over Remoting the client says how often: 16 retries, a second apart here."""
+    topic, group = admin.create_topic(), uuid.uuid4().hex
+    lived_before(remoting, group, topic)
+    consumer = remoting.push(group, {topic: "*"}, failures=1000, retry_level=1)
+    [receipt] = remoting.producer().send([Message(topic, b"body", keys=("key",))])
+    tries = consumer.received(17, timeout_s=90)
+    assert [one.attempt for one in tries] == list(range(1, 18))
+    assert {one.id for one in tries} == {receipt.id}
+    [letter] = export(server, group, 1)
+    assert (letter["messageId"], letter["keys"], letter["reconsumeTimes"]) == (receipt.id, ["key"], 17)
+    assert server.is_apache or letter["reason"] == "MAX_ATTEMPTS"
+    assert not consumer.take(1, timeout_s=1.5)
+
+
 def test_nothing_there(admin: Admin, server: Server) -> None:
     group = admin.create_group()
     assert dlq(server, "list", group) == []

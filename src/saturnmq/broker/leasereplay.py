@@ -32,6 +32,7 @@ from saturnmq.broker.reviverecords import (
     AckBody,
     CkBody,
     FifoBody,
+    GoneBody,
     compact,
     parse_ack,
     parse_ck,
@@ -166,7 +167,7 @@ class LeaseReplay:
             elif tag == FIFO:
                 self._order(parse_fifo(message.body))
             elif tag == GONE:
-                self._gone(parse_gone(message.body).topics)
+                self._gone(parse_gone(message.body))
         except msgspec.MsgspecError as error:
             log.error("%s %d@%d is skipped: %s", message.topic, message.queue_id, message.queue_offset, error)
         self.count += 1
@@ -228,10 +229,13 @@ class LeaseReplay:
             if check_point is not None and (check_point.start, check_point.pop_ms) == (body.start, body.pop_ms):
                 self._leases.close(check_point, offset, self._now_ms, acknowledged=not body.revived)
 
-    def _gone(self, topics: list[str]) -> None:
-        self._found = [found for found in self._found if found[0].topic not in topics]
+    def _gone(self, body: GoneBody) -> None:
+        topics, groups = body.topics, body.groups
+        self._found = [one for one in self._found if one[0].topic not in topics and one[0].group not in groups]
         for topic in topics:
             self._leases.forget_topic(topic)
+        for group in groups:
+            self._leases.forget_group(group)
 
     def _order(self, body: FifoBody) -> None:
         queue = restored_queue(self._leases, self._offsets, body.group, body.topic, body.queue_id)

@@ -143,7 +143,14 @@ class Leases:
 
     def forget_topic(self, topic: str) -> None:
         """It was deleted: the leases of its messages are over, and groups begin anew in one that gets its name."""
-        for key in [key for key in self._queues if key[1] == topic]:
+        self._forget([key for key in self._queues if key[1] == topic])
+
+    def forget_group(self, group: str) -> None:
+        """It was deleted; one that gets its name begins anew."""
+        self._forget([key for key in self._queues if key[0] == group])
+
+    def _forget(self, keys: list[tuple[str, str, int]]) -> None:
+        for key in keys:
             queue = self._queues.pop(key)
             self.put_order(queue, None)
             for offset, check_point in list(queue.leases.items()):

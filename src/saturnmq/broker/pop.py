@@ -237,10 +237,12 @@ class Pops:
 
     def forget_group(self, group: str) -> None:
         """It is gone: nothing that it holds comes back, no batch of it blocks a queue. Raises ServiceUnavailable."""
+        self._log.check_ready()
         for queue in [queue for queue in self.leases.queues() if queue.group == group]:
             self.forget_leases(group, queue.topic, queue.queue_id, 0)
             if queue.order is not None:
                 self._orders.write(queue, None, self._clock.now_ms())
+        self._log.forget_group(group)
         self._shares = {place: share for place, share in self._shares.items() if place[0] != group}
 
     # --------------------------------------------------------------------------------------------------- pop

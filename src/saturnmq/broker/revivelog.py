@@ -101,9 +101,15 @@ class ReviveLog:
         leased = {queue.topic for queue in self._leases.queues()}
         gone = [topic for topic in topics if topic in leased]
         if gone:
-            self.append([self._records.gone(gone, self._clock.now_ms())], [None])
+            self.append([self._records.gone(gone, [], self._clock.now_ms())], [None])
             for topic in gone:
                 self._leases.forget_topic(topic)
+
+    def forget_group(self, group: str) -> None:
+        """It is deleted, and holds nothing any more. Raises ServiceUnavailable."""
+        if any(queue.group == group for queue in self._leases.queues()):
+            self.append([self._records.gone([], [group], self._clock.now_ms())], [None])
+            self._leases.forget_group(group)
 
     def close(self) -> Reply[None]:
         """Answers when a restart finds the leases, and has little to read. Never fails."""

@@ -10,8 +10,8 @@ does not know:
     bAck  {…, ao: -1, aol: […]}                      several of them
     fifo  {t, c, q, so, x, bn, order}                ours, due at once: a FIFO group has a queue behind it up to so, has
                                                      read up to x, and holds `order` (Apache's OrderInfo)
-    gone  {t: […], bn}                               ours, due at once: the topics were deleted; what came before is of
-                                                     messages that are no longer there
+    gone  {t: […], g: […], bn}                       ours, due at once: topics or groups were deleted; what came before
+                                                     is of messages that are no longer there, or that nobody holds
 
 and in them, ours:
 
@@ -141,9 +141,10 @@ class FifoBody(msgspec.Struct, omit_defaults=True, rename={
     broker_name: str | None = None
 
 
-class GoneBody(msgspec.Struct, rename={"topics": "t", "broker_name": "bn"}):
+class GoneBody(msgspec.Struct, rename={"topics": "t", "broker_name": "bn", "groups": "g"}, omit_defaults=True):
     topics: list[str]
     broker_name: str | None = None
+    groups: list[str] = []
 
 
 parse_ck = msgspec.json.Decoder(CkBody).decode
@@ -221,10 +222,11 @@ class ReviveRecords:
         info = None if order is None else OrderInfo.of(order)
         return FifoBody(queue.topic, queue.group, queue.queue_id, committed, next_offset, info, self._broker)
 
-    def gone(self, topics: list[str], now_ms: int) -> Message:
-        """The topics are deleted."""
-        body = msgspec.json.encode(GoneBody(topics, self._broker)).decode()
-        return self._message(GONE, 0, body, f"{topics[0]}@{now_ms}@{self._broker}@gone", now_ms, now_ms)
+    def gone(self, topics: list[str], groups: list[str], now_ms: int) -> Message:
+        """They are deleted."""
+        body = msgspec.json.encode(GoneBody(topics, self._broker, groups)).decode()
+        name = [*topics, *groups][0]
+        return self._message(GONE, 0, body, f"{name}@{now_ms}@{self._broker}@gone", now_ms, now_ms)
 
     def _message(self, tag: str, revive_queue_id: int, body: str, key: str, deliver_ms: int, now_ms: int) -> Message:
         slot_ms = slot_of_due(deliver_ms, self._precision_ms)

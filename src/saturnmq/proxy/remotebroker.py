@@ -154,6 +154,7 @@ class RemoteBroker:
             "originMsgId": request.origin_message_id,
             "originTopic": request.origin_topic,
             "maxReconsumeTimes": request.max_reconsume_times,
+            "deadReason": request.reason.value if request.delay_level < 0 else None,
         }
         fields |= {name: str(value) for name, value in optional.items() if value is not None}
         return self._ask(RequestCode.CONSUMER_SEND_MSG_BACK, fields, _nothing)

@@ -192,6 +192,8 @@ def test_the_consumer_may_choose_the_level_or_give_up(failing: OfflineBroker) ->
     assert send_back(failing, 0, delayLevel=-1) == 0
     (dead,) = failing.stored("%DLQ%g")
     assert why(dead) == ("CONSUMER", "orders", "KEY")
+    assert send_back(failing, 0, delayLevel=-1, deadReason="MAX_ATTEMPTS") == 0
+    assert why(failing.stored("%DLQ%g")[1])[0] == "MAX_ATTEMPTS", "our Proxy knows"
 
 
 def test_a_dead_letter_of_a_pop_retry_topic_says_the_topic(failing: OfflineBroker) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, field
 
+from saturnmq.kernel.ports import DeadReason
 from saturnmq.wire.remoting.bodies import SubscriptionData
 
 #: Java's: what is stored of them has as many bits
@@ -150,6 +151,8 @@ class SendBackHeader(msgspec.Struct, rename="camel", gc=False, kw_only=True):
     origin_topic: str | None = None
     max_reconsume_times: Int | None = None
     unit_mode: bool | None = None
+    #: ours, from our Proxy: why it is to be buried
+    dead_reason: DeadReason | None = None
 
 
 class UnregisterHeader(msgspec.Struct, rename="camel", kw_only=True):

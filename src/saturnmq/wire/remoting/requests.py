@@ -21,6 +21,7 @@ from saturnmq.kernel.ports import (
     Boundary,
     BrokerPort,
     ClusterPort,
+    DeadReason,
     EndTransactionRequest,
     GroupMembers,
     PullRequest,
@@ -209,6 +210,7 @@ class SendRequests:
             max_reconsume_times=header.max_reconsume_times if command.version >= _V3_4_9 else None,
             origin_message_id=header.origin_msg_id,
             origin_topic=header.origin_topic,
+            reason=header.dead_reason or DeadReason.CONSUMER,
             unit_mode=bool(header.unit_mode),
         )
         broker = self._brokers.named(command.fields.get(BROKER_NAME))
