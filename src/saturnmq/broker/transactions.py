@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 _TURN_MESSAGES, _TURN_BYTES = 32, 1 << 20
 #: half messages for which one time is remembered: when the first of them is due
 _BLOCK = 256
+#: before a pass goes on when producers are slow to read
+_SLOW_MS = 100
+#: of the groups that nobody answers for, in one line of the log
+_NAMED = 5
 #: commits that are remembered, so that a repeated one is not delivered again
 _COMMITS = 65_536
 
@@ -206,7 +210,7 @@ class Transactions:
 
     def _step(self) -> None:
         """Go on with the pass: a batch of what is pending."""
-        going = self._pass
+        self._timer, going = None, self._pass
         if going is None:
             return
         while True:
@@ -309,20 +313,19 @@ class Transactions:
 
     def _ask_all(self, going: _Pass) -> None:
         checks, going.checks = going.checks, []
-        for check in checks:
-            self._ask(check)
-        self._clock.call_soon(self._step)
+        unheard = [check.group for check in checks if not self._ask(check)]
+        going.unheard.update(unheard)
+        if self._running and any(self._clients.producers(group) for group in unheard):
+            self._timer = self._clock.call_at(self._clock.now_ms() + _SLOW_MS, self._step)
+        else:
+            self._clock.call_soon(self._step)
 
-    def _ask(self, check: TransactionCheck) -> None:
-        """A producer of the group; the next one next time."""
+    def _ask(self, check: TransactionCheck) -> bool:
+        """A producer of the group; the next one next time. Whether one can be asked."""
         producers = self._clients.producers(check.group)
         self._turn += 1
         first = self._turn % max(len(producers), 1)
-        if not any(channel.check_transaction(check) for channel in producers[first:] + producers[:first]):
-            log.warning(
-                "half message %s of %s is pending, and no producer of the group can be asked",
-                check.message_id, check.group,
-            )  # fmt: skip
+        return any(channel.check_transaction(check) for channel in producers[first:] + producers[:first])
 
     def _failed(self, error: BaseException) -> None:
         log.error("half messages cannot be looked at now: %s", error)
@@ -330,6 +333,12 @@ class Transactions:
 
     def _over(self) -> None:
         """The pass has come to its end."""
+        if self._pass is not None and self._pass.unheard:
+            groups = sorted(self._pass.unheard)
+            log.warning(
+                "half messages of %d producer groups are pending, and nobody can be asked: %s",
+                len(groups), ", ".join(groups[:_NAMED]),
+            )  # fmt: skip
         self._pass = None
         if self._running:
             self._halves.save()
@@ -371,3 +380,5 @@ class _Pass(msgspec.Struct):
     due_ms: int | None = None
     #: to be sent when the copies are durable
     checks: list[TransactionCheck] = []
+    #: groups that cannot be asked
+    unheard: set[str] = set()

@@ -311,7 +311,7 @@ class ClientChannel(Protocol):
         ...
 
     def check_transaction(self, check: TransactionCheck) -> bool:
-        """Ask what became of a transaction; the client answers by ending it, some time. False: it cannot be asked."""
+        """Ask what became of a transaction; the client ends it some time. False: it cannot be asked now."""
         ...
 
 

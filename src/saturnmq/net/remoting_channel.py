@@ -100,6 +100,8 @@ class RemotingChannel:
         return self._ask(RequestCode.CONSUME_MESSAGE_DIRECTLY, fields, message.record)
 
     def check_transaction(self, check: TransactionCheck) -> bool:
+        if self._connection.behind:
+            return False
         fields = {
             "topic": HALF_TOPIC,
             "tranStateTableOffset": str(check.half_offset),

@@ -104,6 +104,11 @@ class RemotingConnection(asyncio.Protocol):
 
     # ---------------------------------------------------------------------------------- what handlers may call
 
+    @property
+    def behind(self) -> bool:
+        """The peer is slow to read what it was sent."""
+        return self._behind
+
     def send_one_way(self, code: int, fields: Mapping[str, str], body: bytes = b"") -> None:
         """Tell the peer something; nobody answers. Lost when the connection is."""
         self._write(encode(Command(code, self._next_opaque(), ONE_WAY, fields=dict(fields), body=body)))

@@ -42,6 +42,10 @@ class Commands:
     def open(self) -> bool:
         return self._call.open
 
+    @property
+    def behind(self) -> bool:
+        return not self._call.writable
+
     def stacks(self) -> Later[str]:
         nonce = self._nonce()
         command = pb.PrintThreadStackTraceCommand(nonce=nonce)

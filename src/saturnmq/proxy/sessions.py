@@ -39,6 +39,11 @@ class Stream(Protocol):
     @property
     def open(self) -> bool: ...
 
+    @property
+    def behind(self) -> bool:
+        """The client is slow to read."""
+        ...
+
     def stacks(self) -> Reply[str]:
         """Of all its threads."""
         ...
@@ -107,7 +112,7 @@ class Client:
         return after(result, lambda result: json.write(DirectResult(consume_result=result, remark="from gRPC client")))
 
     def check_transaction(self, check: TransactionCheck) -> bool:
-        if self.stream is None or not self.stream.open:
+        if self.stream is None or not self.stream.open or self.stream.behind:
             return False
         self.stream.recover(check)
         return True

@@ -41,6 +41,7 @@ class OfflineConnection(RemotingConnection):
     def __init__(self, peer: str = "10.0.0.1:50000", local: str = "127.0.0.1:10911") -> None:
         self.peer, self.local = Address.parse(peer), Address.parse(local)
         self.on_close, self.channels = [], {}
+        self._behind = False
         self.told: list[tuple[int, dict[str, str]]] = []
         #: of what was told
         self.bodies: list[bytes] = []

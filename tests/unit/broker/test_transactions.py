@@ -551,3 +551,21 @@ def test_what_apache_wrote_again_before_anybody_may_be_asked(offline: OfflineBro
     assert checks(producer) == []
     offline.clock.advance(INTERVAL_MS)
     assert len(checks(producer)) == 1
+
+
+def test_who_is_slow_to_read_is_not_asked_more(offline: OfflineBroker, caplog: pytest.LogCaptureFixture) -> None:
+    slow, other = joined(offline, "a"), joined(offline, "bb")
+    for number in range(4):
+        Half(offline, b"%d" % number)
+    slow._behind = True
+    offline.clock.advance(INTERVAL_MS)
+    assert (len(checks(slow)), len(checks(other))) == (0, 4)
+    other._behind = True
+    for number in range(40):
+        Half(offline, b"%d" % number)
+    offline.clock.advance(INTERVAL_MS + 50)
+    assert offline.broker.transactions._pass is not None, "it waits"
+    slow._behind = False
+    offline.clock.advance(100)
+    assert len(checks(slow)) == 12
+    assert "1 producer groups are pending, and nobody can be asked: producers" in caplog.text
