@@ -138,6 +138,8 @@ class RemoteBroker:
             "msgId": request.message_id or "",
             "transactionId": request.message_id or "",
         }
+        if request.message_id is not None:
+            fields["uniqKey"] = request.message_id
         if request.resolution is Resolution.UNKNOWN:
             self.link.tell(RequestCode.END_TRANSACTION, fields)  # Apache's broker does not answer
             return None

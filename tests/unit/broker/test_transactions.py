@@ -148,6 +148,7 @@ def test_what_is_not_decided_has_no_answer_and_changes_nothing(offline: OfflineB
     [
         ({"producerGroup": "others"}, "The producer group wrong"),
         ({"tranStateTableOffset": 1}, "The transaction state table offset wrong"),
+        ({"uniqKey": "ANOTHER"}, "The message id wrong"),
         ({"commitLogOffset": 1}, "Find prepared transaction message failed"),
         ({"commitLogOffset": 1 << 40}, "Find prepared transaction message failed"),
         ({"commitLogOffset": -1}, "Find prepared transaction message failed"),

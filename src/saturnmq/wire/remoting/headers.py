@@ -66,6 +66,8 @@ class EndTransactionHeader(msgspec.Struct, rename="camel", gc=False, kw_only=Tru
     commit_or_rollback: Int
     from_transaction_check: bool | None = None
     topic: str | None = None
+    #: our Proxy's, of the message that is meant: what clients put into msgId is not looked at
+    unique_key: str | None = field(name="uniqKey", default=None)
 
 
 class ResumeCheckHeader(msgspec.Struct, rename="camel", kw_only=True):

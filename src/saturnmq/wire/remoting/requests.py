@@ -244,6 +244,7 @@ class SendRequests:
             commit_log_offset=header.commit_log_offset,
             resolution=resolution,
             from_check=bool(header.from_transaction_check),
+            message_id=header.unique_key,
         )
         broker = self._brokers.named(command.fields.get(BROKER_NAME))
         return after(broker.end_transaction(request), lambda _: Response())
