@@ -6,6 +6,7 @@ from saturnmq.broker.leases import GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import Order
+from saturnmq.broker.orderfile import OrderFile
 from saturnmq.broker.revive import Revival
 from saturnmq.broker.revivelog import ReviveLog
 from saturnmq.broker.reviverecords import ReviveRecords
@@ -23,9 +24,10 @@ class Orders:
         revive_log: ReviveLog,
         revival: Revival,
         polls: LongPolls,
+        file: OrderFile,
     ) -> None:
         self._leases, self._offsets, self._records = leases, offsets, records
-        self._log, self._revival, self._polls = revive_log, revival, polls
+        self._log, self._revival, self._polls, self._file = revive_log, revival, polls, file
 
     def record(self, queue: GroupQueue, order: Order | None, next_offset: int, now_ms: int) -> Message:
         """Of a batch that is going to be the queue's; `next_offset` is where it reads on."""
@@ -35,6 +37,7 @@ class Orders:
     def put(self, queue: GroupQueue, order: Order | None, next_offset: int) -> None:
         """The record is in the log."""
         self._leases.put_order(queue, order)
+        self._file.changed()
         queue.next_offset = queue.recorded = next_offset
         queue.committed = next_offset if order is None else order.offsets[0]
         self._offsets.commit(queue.group, queue.topic, queue.queue_id, queue.committed)

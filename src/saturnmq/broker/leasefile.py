@@ -138,12 +138,12 @@ class LeaseFile:
     def _take(self) -> None:
         self.write()
 
-    def write(self) -> Reply[None]:
-        """Take one, if there is anything new. Answers when that is over; it may have failed, then a restart reads more.
-        While one is taken, that is it."""
+    def write(self, *, always: bool = False) -> Reply[None]:
+        """Take one, if there is anything new in the log, or `always`. Answers when that is over; it may have failed,
+        then a restart reads more. While one is taken, that is it."""
         if self._waiting is None:
             offset = self._store.next_offset(TIMER_TOPIC, 0)
-            if offset == self.offset:
+            if offset == self.offset and not always:
                 return None
             self._waiting = []
             later = self._wait()

@@ -23,6 +23,7 @@ import msgspec
 from saturnmq.broker.leasefile import Begin, LeaseFile, restored_queue
 from saturnmq.broker.leases import CheckPoint, Leases
 from saturnmq.broker.offsets import OffsetTable
+from saturnmq.broker.orderfile import Kept, OrderFile
 from saturnmq.broker.reviverecords import (
     ACK,
     BATCH_ACK,
@@ -68,12 +69,13 @@ class LeaseReplay:
         leases: Leases,
         offsets: OffsetTable,
         file: LeaseFile,
+        orders: OrderFile,
         timers: Timers,
         now_ms: int,
     ) -> None:
         """The timers are open and have not begun."""
         self._store, self._topic, self._leases, self._offsets = store, revive_topic, leases, offsets
-        self._file, self._timers, self._now_ms = file, timers, now_ms
+        self._file, self._orders, self._timers, self._now_ms = file, orders, timers, now_ms
         #: up to these offsets the check points of each revive queue have ended
         self._ended = [offsets.get(REVIVE_GROUP, revive_topic, queue_id) for queue_id in range(revive_queues)]
         #: without a snapshot: what is in the wheel and in the revive topic, until all of it is there: check points with
@@ -84,6 +86,8 @@ class LeaseReplay:
         self._found: list[tuple[CkBody, int, int]] = []
         self._ends: list[AckBody] = []
         self.count = 0
+        #: something is known from another broker's file alone
+        self.took_over = False
 
     def run(self) -> Reply[None]:
         """Raises or fails with ServiceUnavailable, OSError."""
@@ -243,8 +247,27 @@ class LeaseReplay:
         order = None if body.order is None or not body.order.offsets else body.order.order()
         self._leases.put_order(queue, order)
 
+    def _take_over(self, kept: Kept) -> None:
+        """Apache's broker has gone on with the queue since, or it found it as ours left it and did not."""
+        queue = restored_queue(self._leases, self._offsets, kept.group, kept.topic, kept.queue_id)
+        before, end = queue.order, kept.info.order().offsets[-1] + 1
+        committed = self._offsets.get(queue.group, queue.topic, queue.queue_id)
+        if end <= committed if before is None else kept.info.pop_ms < before.pop_ms:
+            return
+        self.took_over = True
+        done = frozenset[int]()
+        if before is not None and kept.info.pop_ms == before.pop_ms:
+            first = kept.info.order().offsets
+            done = before.acknowledged | {offset for offset in first if offset < before.offsets[0]}
+        order = kept.order(done)
+        self._leases.put_order(queue, order)
+        queue.next_offset = end if order is not None else max(end, committed)
+        queue.committed = queue.next_offset if order is None else order.offsets[0]
+
     def _finish(self) -> None:
         """Tell the offsets how far the groups have come."""
+        for kept in self._orders.read_foreign():
+            self._take_over(kept)
         for queue in self._leases.queues():
             queue.recorded = queue.next_offset
             if queue.order is None:

@@ -53,11 +53,14 @@ class Order(msgspec.Struct, kw_only=True):
 
     def acknowledge(self, offset: int) -> Order | None:
         """Without the message; None when it was the last one."""
-        acknowledged = self.acknowledged | {offset}
-        offsets = list(dropwhile(acknowledged.__contains__, self.offsets))
+        return msgspec.structs.replace(self, acknowledged=self.acknowledged | {offset}).trimmed()
+
+    def trimmed(self) -> Order | None:
+        """From the first message on that is not acknowledged; None when all are."""
+        offsets = list(dropwhile(self.acknowledged.__contains__, self.offsets))
         if not offsets:
             return None
-        return msgspec.structs.replace(self, offsets=offsets, acknowledged=acknowledged.intersection(offsets))
+        return msgspec.structs.replace(self, offsets=offsets, acknowledged=self.acknowledged.intersection(offsets))
 
     def hide(self, offset: int, end_ms: int, handle_ms: int) -> Order:
         """With another end of the message's lease, and a handle that names `handle_ms`."""

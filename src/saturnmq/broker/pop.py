@@ -44,6 +44,7 @@ from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
 from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import MAX_BATCH, Order, next_order
+from saturnmq.broker.orderfile import OrderFile
 from saturnmq.broker.pull import FILTERED_OUT, filtered_out
 from saturnmq.broker.revive import Revival
 from saturnmq.broker.revivelog import ReviveLog
@@ -171,7 +172,8 @@ class Pops:
         self._log = ReviveLog(store, topic, queues, self.leases, offsets, self._records, self._file, clock)
         timers.sieve = self._log
         self._revival = Revival(store, clock, topics, self.leases, self._records, self._log, polls, metrics)
-        self._orders = Orders(self.leases, offsets, self._records, self._log, self._revival, polls)
+        self._order_file = OrderFile(store, clock, self.leases)
+        self._orders = Orders(self.leases, offsets, self._records, self._log, self._revival, polls, self._order_file)
         self._acks = Acks(store, clock, offsets, self.leases, self._records, self._log, self._revival, self._orders)
         self.ack = self._acks.ack
         self.change_invisible = self._acks.change_invisible
@@ -200,10 +202,16 @@ class Pops:
         are refused."""
         replay = LeaseReplay(
             self._store, self._revive_topic, self._config.revive_queue_num, self.leases, self._offsets, self._file,
-            self._timers, self._clock.now_ms(),
+            self._order_file, self._timers, self._clock.now_ms(),
         )  # fmt: skip
-        known = chain(replay.run(), lambda _: self._file.write() if self._file.offset < 0 else None)
-        return after(known, self._started)
+        return after(chain(replay.run(), lambda _: self._keep(replay)), self._started)
+
+    def _keep(self, replay: LeaseReplay) -> Reply[None]:
+        """What is not in the log, or only somewhere in it, is in a snapshot before anything else happens."""
+        if not replay.took_over:
+            return self._file.write() if self._file.offset < 0 else None
+        self._order_file.changed()
+        return self._file.write(always=True)
 
     def _started(self, _: None) -> None:
         self._log.replayed()
@@ -216,7 +224,7 @@ class Pops:
     def stop(self) -> Reply[None]:
         """No more leases end; a restart has little to read. Never fails."""
         self._revival.stop()
-        return self._log.close()
+        return chain(self._log.close(), lambda _: self._order_file.write())
 
     def forget_topics(self, topics: list[str]) -> None:
         """They are deleted. Raises ServiceUnavailable, and has forgotten nothing then."""
