@@ -221,11 +221,10 @@ class Leases:
     # ------------------------------------------------------------------------------------------ the revive topic
 
     def put_in_revive(self, check_point: CheckPoint, revive_offset: int) -> None:
-        """Its record stands in its revive queue too."""
-        in_revive = self._in_revive[check_point.revive_queue_id]
-        in_revive.pop(check_point.revive_offset, None)
-        check_point.revive_offset = revive_offset
-        in_revive[revive_offset] = check_point
+        """Its record stands in its revive queue too. After a crash once more: the first one counts, until it ends."""
+        if check_point.revive_offset < 0:
+            check_point.revive_offset = revive_offset
+            self._in_revive[check_point.revive_queue_id][revive_offset] = check_point
 
     def in_revive(self, revive_queue_id: int, revive_offset: int) -> CheckPoint:
         return self._in_revive[revive_queue_id][revive_offset]

@@ -11,6 +11,9 @@ and a renewal are answered when their records are as durable as a sent message i
 - A power cut never undoes an answered acknowledgement, change or renewal under SYNC_FLUSH. A pop does not wait for the
   disk: a power cut within the moment before its check points are flushed gives the messages out once more, at once, and
   the handles of that moment are then foreign. Under ASYNC_FLUSH the moment is the flush interval, for all of them.
+  What tells such a handle from that of the delivery after it is its pop time. That may be ahead of the clock by a
+  millisecond for each change within one; a start takes longer. (Should somebody put the clock back meanwhile, to that
+  very millisecond, either handle is taken for the other.)
 - Nothing is lost: the offsets file is written only after a flush of everything that was in the log when it was encoded,
   so that no offset in it is beyond a check point on the disk.
 

@@ -31,6 +31,10 @@ from saturnmq.wire import record
 T = TypeVar("T")
 
 
+#: from a power cut to the next start, at least
+BOOT_MS = 1_000
+
+
 class Waiting(Exception):
     """The answer is not there yet."""
 
@@ -257,11 +261,11 @@ class PopStage:
 
     def kill(self) -> PopStage:
         """The process is gone, what it wrote is in the page cache."""
-        return self._crash(self.disk.crashed(survives=everything_survives))
+        return self._crash(self.disk.crashed(survives=everything_survives), 1)
 
     def power_cut(self) -> PopStage:
         """Only what was synced is there."""
-        return self._crash(self.disk.crashed(survives=nothing_survives))
+        return self._crash(self.disk.crashed(survives=nothing_survives), BOOT_MS)
 
-    def _crash(self, disk: SimulatedDisk) -> PopStage:
-        return PopStage(disk, VirtualClock(self.clock.now_ms() + 1), **self._again)
+    def _crash(self, disk: SimulatedDisk, off_ms: int) -> PopStage:
+        return PopStage(disk, VirtualClock(self.clock.now_ms() + off_ms), **self._again)

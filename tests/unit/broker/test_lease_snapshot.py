@@ -58,6 +58,17 @@ def test_a_crash_behind_every_event_of_the_disk(survives: Survives, monkeypatch:
     assert snapshots > 10
 
 
+def test_a_check_point_that_is_delivered_twice_has_not_ended() -> None:
+    """A crash repeats the delivery to the revive topic."""
+    stage = PopStage()
+    stage.send("m")
+    stage.pop(invisible_ms=1)
+    stage = stage.restart().kill().restart()
+    assert max(stage.store.max_offset(REVIVE_TOPIC, queue_id) for queue_id in range(8)) == 2
+    stage.advance(10_000)
+    assert names(stage.pop()) == ["m"]
+
+
 def taken(stage: PopStage) -> None:
     """Leases in many states."""
     stage.send(*"abcdefghijklmnop")

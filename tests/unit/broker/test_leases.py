@@ -59,6 +59,8 @@ def test_the_oldest_record_in_a_revive_queue() -> None:
     leases.close(points[2], 2, 0, acknowledged=True)
     assert leases.first_in_revive(0) == 11
     leases.put_in_revive(points[1], 20)
+    assert leases.first_in_revive(0) == 11, "the first one counts"
+    leases.close(points[1], 1, 0, acknowledged=True)
     assert leases.first_in_revive(0) == 13
     leases.forget_topic("t")
     assert leases.first_in_revive(0) is None

@@ -526,9 +526,9 @@ def test_leases_go_on_after_the_end_of_the_process(end: str) -> None:
     assert stage.pop() == []
     assert stage.pops.leases.in_flight == 6
     stage.ack(held["m0"])
-    stage.advance(4998)
+    stage.advance(held["m1"].delivery.pop_ms + 5000 - stage.clock.now_ms() - 1)
     assert stage.pop() == []
-    stage.advance(2)
+    stage.advance(1)
     assert names(stage.pop()) == ["m1"]
     stage.advance(54_000)
     assert sorted(names(stage.pop())) == ["m3", "m4", "m6", "m7"]
@@ -571,6 +571,26 @@ def read_by_a_restart(stage: PopStage, end: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(LeaseReplay, "_finish", finished)
     stage = getattr(stage, end)()
     return stage, counts[0]
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_the_handle_of_a_pop_that_a_power_cut_took_is_foreign(fifo: bool) -> None:
+    """It was changed within its millisecond, so that its pop time is ahead of the clock."""
+    stage = PopStage(flush="ASYNC_FLUSH")
+    stage.send("m0")
+    stage.store.flush()
+    stage.clock.run_soon()
+    [first] = stage.pop(fifo=fifo)
+    lost = stage.change(first, 0)
+    if fifo:
+        [lost] = stage.pop(fifo=True)
+    assert lost.delivery.pop_ms > stage.clock.now_ms()
+    stage = stage.power_cut()
+    [held] = stage.pop(fifo=fifo)
+    for older in (first, lost):
+        with pytest.raises(InvalidReceiptHandle, match="not that of its current delivery"):
+            stage.ack(older)
+    stage.ack(held)
 
 
 def test_a_restart_reads_what_came_after_the_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
