@@ -61,10 +61,13 @@ bench-store: install ## the store through its own API, beside what the machine c
 bench-timers: install ## how exactly delayed messages come, beside Apache; PENDING=10000000 for the memory of what waits
 	$(BIN)/python bench/timers.py $(if $(PENDING),--pending $(PENDING))
 
+bench-abuse: install ## what floods, bombs and 20,000 idle connections cost the server, and a good client beside them
+	$(BIN)/python bench/abuse.py
+
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers rewrite
+.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers bench-abuse rewrite

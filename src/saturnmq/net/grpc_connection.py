@@ -34,6 +34,8 @@ log = logging.getLogger("saturnmq.net.grpc")
 
 #: a unary request is its headers and its body
 EVENTS_PER_REQUEST = 2
+#: of a turn, by what was too much: it may have cost a hundred times what a request does
+LIMITED_COSTS = 64
 #: a message that is inflated takes as much of a turn as if it had come in frames of this size
 EVENT_BYTES = 16_384
 #: A peer that asks and does not read: so many times connection_write_buffer_bytes unread, and it is cut off.
@@ -527,6 +529,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _on_rejected(self, event: Rejected) -> None:
         if event.limit:
+            self._budget -= LIMITED_COSTS
             self._traffic.limited(event.limit)
         else:
             self._traffic.protocol_errors.add((event.code.name,))

@@ -239,7 +239,7 @@ def test_errors(server: Server) -> None:
 
 def test_a_deadline(server: Server) -> None:
     with client(server) as channel:
-        code, _ = failure(lambda: channel.unary_unary("/t.T/Never")(b"", timeout=0.05))
+        code, _ = failure(lambda: channel.unary_unary("/t.T/Never")(b"", timeout=0.5))
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert server.service.cancelled.wait(WAIT_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
@@ -702,8 +703,34 @@ def test_a_bomb_of_indexed_headers_is_answered() -> None:
     connection = started()
     encoder = hpack.Encoder()
     first = encoder.encode([*REQUEST, (b"a", b"x" * 4000)], huffman=False)
+    tracemalloc.start()
     events = receive(connection, headers(1, first + b"\xbe" * 4000, ended=True))
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert events == [Rejected(ErrorCode.ENHANCE_YOUR_CALM, "http2_header_list_bytes")]
+    assert most_bytes < 200_000
+
+
+def test_bombs_come_one_by_one_and_not_for_long() -> None:
+    connection = started()
+    bomb = [*REQUEST, *[(b"a", b"")] * 600]
+    bombs = b"".join(headers(stream_id, encode(bomb), ended=True) for stream_id in range(1, 81, 2))
+    events = connection.receive_data(bombs, NOW_MS)
+    for _ in range(20):
+        assert events == [Rejected(ErrorCode.ENHANCE_YOUR_CALM, "http2_header_list_bytes")]
+        assert connection.more
+        events = connection.receive_data(b"", NOW_MS)
+    assert fault(connection, b"") == ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_a_window_that_changes_again_and_again_in_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change is work for every stream of the connection."""
+    changes: list[int] = []
+    monkeypatch.setattr(ServerConnection, "_change_windows", lambda _, difference: changes.append(difference))
+    connection = started()
+    values = (frames.SETTING.pack(Setting.INITIAL_WINDOW_SIZE, value) for value in range(70_000, 72_000))
+    receive(connection, frame(frames.SETTINGS, 0, 0, b"".join(values)))
+    assert changes == [71_999 - frames.DEFAULT_WINDOW]
 
 
 def test_a_header_block_without_end() -> None:

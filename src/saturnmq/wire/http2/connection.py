@@ -41,6 +41,8 @@ TURN_BYTES = 65_536
 ANSWER_PAYS = 4
 #: a DATA frame from here on counts as one; smaller ones may be the peer's own doing (CVE-2019-9511)
 PAYING_BYTES = 1024
+#: streams that were opened for nothing, which headers over the limit count as: a block of 16 KiB may name 16,000
+TOO_LARGE_COSTS = 100
 DRAIN_PING = b"saturnmq"
 #: see ServerConnection._expected
 ANY = -1
@@ -114,6 +116,8 @@ class ServerConnection:
         self._sent_bytes = 0
 
         self._events: list[Event] = []
+        #: something came that took long
+        self._turn_is_over = False
         self._fault: Http2Error | None = None
         self._buffer = b""
         #: where the next frame begins in `_buffer`
@@ -179,7 +183,7 @@ class ServerConnection:
             self._buffer = data
         self._position = 0
         events = self._events = []
-        self.more = False
+        self.more = self._turn_is_over = False
         try:
             self._parse(events)
         except Http2Error as fault:
@@ -208,7 +212,7 @@ class ServerConnection:
         longest = self._limits.http2_max_frame_bytes << 8 | 0xFF
         unpack = frames.HEADER.unpack_from
         while end - position >= frames.HEADER_BYTES:
-            if len(events) >= MAX_EVENTS:
+            if len(events) >= MAX_EVENTS or self._turn_is_over:
                 self.more = True
                 break
             word, flags, stream_id = unpack(data, position)
@@ -360,7 +364,8 @@ class ServerConnection:
         except HeadersTooLarge:
             self._put(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream_id, TOO_LARGE_BLOCK))
             self._reset_unknown(stream_id, ended, ErrorCode.NO_ERROR)
-            self._reject(ErrorCode.ENHANCE_YOUR_CALM, "http2_header_list_bytes")
+            self._turn_is_over = True
+            self._reject(ErrorCode.ENHANCE_YOUR_CALM, "http2_header_list_bytes", TOO_LARGE_COSTS)
             return
         state = State.HALF_CLOSED_REMOTE if ended else State.OPEN
         stream = Stream(stream_id, headers, state, self._stream_window, self._peer_stream_window)
@@ -427,8 +432,11 @@ class ServerConnection:
             return
         if len(payload) % frames.SETTING.size:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS is made of six bytes each")
+        window = self._peer_stream_window
         for key, value in frames.SETTING.iter_unpack(payload):
             self._apply(key, value)
+        if self._peer_stream_window != window:  # once, however often it stands there: it is work for every stream
+            self._change_windows(self._peer_stream_window - window)
         self._put(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if not self.ready:
             self.ready = True
@@ -439,7 +447,6 @@ class ServerConnection:
         if key == Setting.INITIAL_WINDOW_SIZE:
             if value > frames.MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is over 2^31-1")
-            self._change_windows(value - self._peer_stream_window)
             self._peer_stream_window = value
         elif key == Setting.MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME_BYTES <= value <= frames.MAX_FRAME_BYTES:
@@ -522,15 +529,15 @@ class ServerConnection:
         if self._control_frames - self._earned > self._limits.http2_control_frames_per_10s:
             raise _calm("PING, SETTINGS, WINDOW_UPDATE or empty frames")
 
-    def _count_reset(self) -> None:
+    def _count_reset(self, streams: int = 1) -> None:
         """A stream that was opened for nothing: no answer pays for it (CVE-2023-44487, CVE-2025-8671)."""
-        self._resets += 1
+        self._resets += streams
         if self._resets > self._limits.http2_control_frames_per_10s:
             raise _calm("streams were reset")
 
-    def _reject(self, code: ErrorCode, limit: str = "") -> None:
+    def _reject(self, code: ErrorCode, limit: str = "", costs: int = 1) -> None:
         self._events.append(Rejected(code, limit))
-        self._count_reset()
+        self._count_reset(costs)
 
     def _refuse(self, stream_id: int, ended: bool, limit: str) -> None:
         """The peer may try again, on another connection or later (section 8.7)."""

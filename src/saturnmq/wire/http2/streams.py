@@ -100,6 +100,10 @@ def request_headers(fields: list[Field], limit_bytes: int) -> dict[bytes, bytes]
     A client names the same fields in the same order again and again, so names are checked once for each sequence of
     them. White space around a value (section 8.2.1) is let pass: it does no harm behind this point.
     """
+    if len(fields) > CACHED_NAMES:  # references of a byte each to an entry of 4 KiB
+        size = sum(len(name) + len(value) + ENTRY_OVERHEAD_BYTES for name, value in fields)
+        if size > limit_bytes:
+            raise HeadersTooLarge(f"headers of {size} bytes, the limit is {limit_bytes}")
     headers = dict(fields)
     if len(headers) == len(fields):
         names = tuple(headers)
