@@ -179,6 +179,14 @@ class VersionNotSupported(SaturnError):
     """The client leaves out what it must say here: it is too old, or meant to ask elsewhere."""
 
 
+class ReplicaTimeout(FlushTimeout):
+    """The message is in the log, but no replica confirmed it in time."""
+
+
+class ReplicaUnavailable(FlushTimeout):
+    """The message is in the log, but there is no replica that could confirm it."""
+
+
 class RequestTimeout(SaturnError):
     """Another process did not answer our request in time."""
 

@@ -51,6 +51,8 @@ CODES: Mapping[type[SaturnError], pb.Code] = {
     errors.TimersCongested: pb.TOO_MANY_REQUESTS,
     errors.ServiceUnavailable: pb.INTERNAL_SERVER_ERROR,
     errors.FlushTimeout: pb.MASTER_PERSISTENCE_TIMEOUT,
+    errors.ReplicaTimeout: pb.SLAVE_PERSISTENCE_TIMEOUT,
+    errors.ReplicaUnavailable: pb.HA_NOT_AVAILABLE,
     errors.RequestTimeout: pb.PROXY_TIMEOUT,
     errors.ConnectionLost: pb.PROXY_TIMEOUT,
     errors.Unreachable: pb.PROXY_TIMEOUT,

@@ -14,6 +14,8 @@ from saturnmq.kernel.errors import (
     FlushTimeout,
     GroupNotFound,
     InvalidReceiptHandle,
+    ReplicaTimeout,
+    ReplicaUnavailable,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import ReceiptHandle
@@ -69,6 +71,12 @@ _NOT_POPPED: Mapping[int, PopStatus] = {
     ResponseCode.POLLING_TIMEOUT: PopStatus.POLLING_TIMEOUT,
 }
 
+#: the message is in the log, but not as durable as it should be
+_UNSURE: Mapping[int, type[FlushTimeout]] = {
+    ResponseCode.FLUSH_DISK_TIMEOUT: FlushTimeout,
+    ResponseCode.FLUSH_SLAVE_TIMEOUT: ReplicaTimeout,
+    ResponseCode.SLAVE_NOT_AVAILABLE: ReplicaUnavailable,
+}
 #: commitOrRollback (common/sysflag/MessageSysFlag.java)
 _RESOLUTIONS = {
     Resolution.COMMIT: TRANSACTION_COMMIT,
@@ -368,7 +376,8 @@ def _nothing(answer: Command) -> None:
 
 
 def _receipt(answer: Command) -> SendReceipt:
-    if answer.code != ResponseCode.FLUSH_DISK_TIMEOUT:
+    unsure = _UNSURE.get(answer.code)
+    if unsure is None:
         _succeeded(answer)
     fields = answer.fields
     _, position = records.parse_offset_message_id(fields["msgId"].partition(",")[0])
@@ -380,8 +389,8 @@ def _receipt(answer: Command) -> SendReceipt:
         transaction_id=fields.get("transactionId"),
         recall_handle=fields.get("recallHandle"),
     )
-    if answer.code == ResponseCode.FLUSH_DISK_TIMEOUT:
-        raise FlushTimeout(answer.remark or "the broker did not confirm the message in time", receipt)
+    if unsure is not None:
+        raise unsure(answer.remark or unsure.__doc__ or "", receipt)
     return receipt
 
 

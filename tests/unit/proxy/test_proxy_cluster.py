@@ -12,7 +12,7 @@ from saturnmq.nameserver import remoting as nameserver_remoting
 from saturnmq.testing.nameserver import name_server
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 from saturnmq.wire.remoting.bodies import ClusterInfo, encode
-from saturnmq.wire.remoting.codes import RequestCode
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Response
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
 
@@ -143,6 +143,26 @@ def test_brokers_come_and_go() -> None:
     stage.clock.advance(20_000)
     assert set(stage.cluster.brokers) == {"broker-a"}
     assert stage.cluster.trouble() == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (ResponseCode.FLUSH_DISK_TIMEOUT, pb.MASTER_PERSISTENCE_TIMEOUT),
+        (ResponseCode.FLUSH_SLAVE_TIMEOUT, pb.SLAVE_PERSISTENCE_TIMEOUT),
+        (ResponseCode.SLAVE_NOT_AVAILABLE, pb.HA_NOT_AVAILABLE),
+        (ResponseCode.SYSTEM_BUSY, pb.TOO_MANY_REQUESTS),
+        (ResponseCode.NO_PERMISSION, pb.FORBIDDEN),
+        (ResponseCode.SYSTEM_ERROR, pb.INTERNAL_SERVER_ERROR),
+    ],
+)
+def test_what_a_broker_answers_to_a_send(stage: ClusterStage, code: int, status: pb.Code) -> None:
+    place = {"msgId": "7F00000100002A9F0000000000000000", "queueId": "0", "queueOffset": "0"}
+    handlers = dict(stage.network.servers[stage.address("broker-a")])
+    handlers[RequestCode.SEND_MESSAGE_V2] = lambda command, connection: Response(code, "why", place)
+    stage.network.servers[stage.address("broker-a")] = handlers
+    answer = stage.send().status
+    assert (answer.code, answer.message) == (status, "why")
 
 
 def test_a_replica_is_read_where_the_master_is_gone() -> None:

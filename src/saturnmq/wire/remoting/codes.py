@@ -306,6 +306,8 @@ _RESPONSE_CODES: dict[type[Exception], ResponseCode] = {
     errors.TimersCongested: ResponseCode.SYSTEM_ERROR,
     errors.ServiceUnavailable: ResponseCode.SERVICE_NOT_AVAILABLE,
     errors.FlushTimeout: ResponseCode.FLUSH_DISK_TIMEOUT,
+    errors.ReplicaTimeout: ResponseCode.FLUSH_SLAVE_TIMEOUT,
+    errors.ReplicaUnavailable: ResponseCode.SLAVE_NOT_AVAILABLE,
 }
 
 

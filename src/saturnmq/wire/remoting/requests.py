@@ -44,7 +44,7 @@ from saturnmq.wire.remoting.bodies import (
     decode,
     encode,
 )
-from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, response_code
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.consumers import ConsumerConnection, subscription_data
 from saturnmq.wire.remoting.headers import (
@@ -181,7 +181,7 @@ class SendRequests:
         def failed(error: BaseException) -> None:
             if isinstance(error, FlushTimeout) and isinstance(error.value, SendReceipt):
                 # the message is in the log: clients take this for sent, and want to know where
-                answer.resolve(self._receipt(error.value, ResponseCode.FLUSH_DISK_TIMEOUT, str(error)))
+                answer.resolve(self._receipt(error.value, response_code(error), str(error)))
             else:
                 answer.fail(error)
 
