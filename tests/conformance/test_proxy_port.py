@@ -24,7 +24,7 @@ from test_remoting_push import (  # noqa: F401
 from test_remoting_request import test_an_answer_comes_back  # noqa: F401
 from test_remoting_send import test_every_way_of_sending, test_offsets_by_bound_and_by_time  # noqa: F401
 
-#: Apache's serves Remoting in Cluster mode only, see tests/oracle/test_proxy_port.py
+#: Apache's serves Remoting in Cluster mode only, see tests/oracle/test_proxies_by_remoting.py
 pytestmark = only_saturn
 
 

@@ -1,6 +1,6 @@
 """The Remoting face of the Proxy: request code → method.
 
-All brokers are at the Proxy's address, so clients name the broker in each request (since 5.0). Others are told to ask a
+All brokers are at the Proxy's address, so clients name the broker in each request (Java's). Others are told to ask a
 NameServer where brokers are. Source: proxy/remoting/RemotingProtocolServer.java, proxy/remoting/activity/.
 """
 
@@ -81,7 +81,7 @@ class _Named:
             if self._unnamed is None:
                 raise VersionNotSupported(
                     "Request doesn't have field bname: this is a Proxy, which serves clients that name the broker "
-                    "(since 5.0); others find brokers at a NameServer, name its address as theirs"
+                    "in their requests; others find brokers at a NameServer, name its address as theirs"
                 )
             return self._unnamed
         broker = self._brokers.get(name)
