@@ -6,6 +6,7 @@ printed. `-s` shows a line for every step.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from harness.admin import Admin
+from harness.admin import GET_CONSUMER_LIST_BY_GROUP, Admin, AdminError, RemotingConnection
 from harness.clients import Client, ClientError, ClientProcess, Delivery, Message, SimpleConsumer
 from harness.grpc_variants import GRPC_VARIANTS
 from harness.programs import built_or_skipped
 from harness.remoting import RemotingClient, RemotingMessage, RemotingProcess, RemotingProducer
 from harness.servers import APACHES, OURS, Server, start_cluster
+
+from saturnmq.testing.server import ServerProcess
 
 #: half messages are asked about soon, but not before Apache's broker has written which ones are over (every 3 s)
 SETTINGS = {"transactionTimeOut": "6000", "transactionCheckInterval": "1000"}
@@ -220,3 +223,48 @@ def outcome_of(step: Callable[[], None]) -> str:
     except Exception as error:  # noqa: BLE001 - it is what is compared
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def test_proxies_know_of_one_anothers_clients(tmp_path: Path, java: ClientProcess) -> None:
+    """Ours and Apache's, over one Broker of ours."""
+    server = start_cluster(tmp_path, proxy=APACHES)
+    files = tmp_path / "ours"
+    files.mkdir()
+    ports = ("--grpc-port=0", "--proxy-remoting-port=0", "--http-port=0", f"--data-dir={files}")
+    ours = ServerProcess("proxy", "-n", server.namesrv, *ports, home=files)
+    ours.start()
+    admin = Admin(server.namesrv, server.broker)
+    try:
+        topic = admin.create_topic()
+        for endpoints, other in (
+            (server.grpc, ours.ready["proxy_remoting"]),
+            (ours.ready["grpc"], server.proxy_remoting),
+        ):
+            group = admin.create_group()
+            client = Client(java, endpoints, tls=False)
+            client.push(group, {topic: "*"})
+            wait_for_members(other, group, 1)
+            client.close_all()
+            wait_for_members(other, group, 0)
+    finally:
+        admin.close()
+        ours.stop()
+        server.stop()
+
+
+def wait_for_members(proxy: str, group: str, count: int) -> None:
+    """As this Proxy tells it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(members(proxy, group)) != count:
+        assert time.monotonic() < deadline, f"{proxy} knows {members(proxy, group)}"
+        time.sleep(0.2)
+
+
+def members(proxy: str, group: str) -> list[str]:
+    connection = RemotingConnection(proxy)
+    try:
+        return list(json.loads(connection.call(GET_CONSUMER_LIST_BY_GROUP, consumerGroup=group))["consumerIdList"])
+    except AdminError:
+        return []
+    finally:
+        connection.close()

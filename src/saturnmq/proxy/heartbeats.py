@@ -7,7 +7,7 @@ ours takes any number; it hears of every client, so that operators find them the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from saturnmq.kernel.clock import Clock, Timer
@@ -26,6 +26,8 @@ LOOK_MS = 2_000
 CLIENT_ID = "rmq-proxy-producer-client"
 #: producer groups in one heart-beat (transactionHeartbeatBatchNum)
 GROUPS_AT_ONCE = 100
+#: clients that a broker hears of at once, and the pause before the next ones, milliseconds: 80,000 in a period
+CLIENTS_AT_ONCE, CLIENTS_PAUSE_MS = 200, 50
 
 
 class Heartbeats:
@@ -38,11 +40,13 @@ class Heartbeats:
         #: those that take any number of clients
         self._ours: set[str] = set()
         self._timer: Timer | None = None
+        self._open = True
 
     def start(self) -> None:
         self._look()
 
     def close(self) -> None:
+        self._open = False
         if self._timer is not None:
             self._timer.cancel()
 
@@ -80,8 +84,7 @@ class Heartbeats:
         broker.keeps_leases = takes_clients
         if takes_clients:
             self._ours.add(broker.name)
-            for channel in self._presence.channels():
-                self._tell_of(broker, channel)
+            self._tell_some(broker, self._presence.channels())
             return
         self._ours.discard(broker.name)
         groups = list(
@@ -89,6 +92,16 @@ class Heartbeats:
         )
         for first in range(0, len(groups), GROUPS_AT_ONCE):
             self._beat(broker, CLIENT_ID, (), groups[first : first + GROUPS_AT_ONCE])
+
+    def _tell_some(self, broker: RemoteBroker, channels: Sequence[ClientChannel], first: int = 0) -> None:
+        """Of some now and of the others in a moment: requests of clients do not stand behind thousands of these."""
+        if not self._open:
+            return
+        for channel in channels[first : first + CLIENTS_AT_ONCE]:
+            self._tell_of(broker, channel)
+        if first + CLIENTS_AT_ONCE < len(channels):
+            later = partial(self._tell_some, broker, channels, first + CLIENTS_AT_ONCE)
+            self._clock.call_at(self._clock.now_ms() + CLIENTS_PAUSE_MS, later)
 
     def _tell_of(self, broker: RemoteBroker, channel: ClientChannel) -> None:
         self._beat(broker, channel.client_id, self._presence.consumed_by(channel), self._produced(channel))

@@ -8,6 +8,7 @@ Source: proxy/service/sysmessage/HeartbeatSyncer.java, HeartbeatSyncerData.java,
 from __future__ import annotations
 
 import logging
+from collections import deque
 from functools import partial
 from typing import Protocol
 
@@ -53,8 +54,8 @@ RETRY_MS = 5_000
 #: messages of one read
 BATCH = 32
 BATCH_BYTES = 4 << 20
-#: reports on their way: more are given up, they come again
-MOST_SENDS = 1_000
+#: reports on their way to a broker; the others wait
+MOST_SENDS = 100
 
 REGISTER, UNREGISTER = "REGISTER", "UNREGISTER"
 CLIENT_TYPES = {ConsumeType.PASSIVELY: pb.PUSH_CONSUMER, ConsumeType.ACTIVELY: pb.SIMPLE_CONSUMER}
@@ -111,7 +112,10 @@ class HeartbeatSync:
         self._topic, self._cluster_name, self._place = topic, cluster_name, place
         #: queues that are read
         self._reading: set[MessageQueue] = set()
+        #: REGISTER or UNREGISTER, who, and the group: what is not said yet
+        self._unsaid: deque[tuple[str, ClientChannel, ConsumerMembership]] = deque()
         self._sends = 0
+        self._saying = False
         self._open = True
         self._timer: Timer | None = None
 
@@ -127,15 +131,16 @@ class HeartbeatSync:
     # ------------------------------------------------------------------------------------------------- telling
 
     def joined(self, channel: ClientChannel) -> None:
-        for membership in self._presence.consumed_by(channel):
-            self._tell(self._heartbeat(REGISTER, channel, membership))
+        self._unsaid.extend((REGISTER, channel, membership) for membership in self._presence.consumed_by(channel))
+        self._say()
 
     def left(self, channel: ClientChannel, group: str, *, consumer: bool) -> None:
         if consumer:
             gone = ConsumerMembership(
                 group=group, consume_type=ConsumeType.PASSIVELY, message_model=MessageModel.CLUSTERING
             )
-            self._tell(self._heartbeat(UNREGISTER, channel, gone))
+            self._unsaid.append((UNREGISTER, channel, gone))
+            self._say()
 
     def _heartbeat(self, kind: str, channel: ClientChannel, membership: ConsumerMembership) -> SyncedHeartbeat:
         subscriptions = [subscription_data(one) for one in membership.subscriptions]
@@ -161,11 +166,18 @@ class HeartbeatSync:
             consume_from_where=membership.consume_from,
         )
 
-    def _tell(self, heartbeat: SyncedHeartbeat) -> None:
-        if self._sends >= MOST_SENDS:
-            return
-        self._sends += 1
-        settle(lambda: chain(self._cluster.route(self._topic), partial(self._send, heartbeat)), self._sent, self._sent)
+    def _say(self) -> None:
+        if self._saying:
+            return  # what was said at once is in the loop below
+        self._saying = True
+        while self._unsaid and self._sends < MOST_SENDS:
+            self._sends += 1
+            heartbeat = self._heartbeat(*self._unsaid.popleft())
+            settle(partial(self._tell, heartbeat), self._told, self._told)
+        self._saying = False
+
+    def _tell(self, heartbeat: SyncedHeartbeat) -> Reply[SendReceipt]:
+        return chain(self._cluster.route(self._topic), partial(self._send, heartbeat))
 
     def _send(self, heartbeat: SyncedHeartbeat, route: TopicRoute) -> Reply[SendReceipt]:
         names = [data.broker_name for data in route.queue_datas if data.perm & WRITE and data.write_queue_nums]
@@ -180,10 +192,12 @@ class HeartbeatSync:
         request = SendRequest(producer_group=f"PID_{self._topic}", messages=[message], properties={})
         return taking[0].send(request)
 
-    def _sent(self, outcome: object) -> None:
+    def _told(self, outcome: object) -> None:
+        """What is lost comes again."""
         self._sends -= 1
         if isinstance(outcome, BaseException):
             logger.debug("other Proxies do not hear of a client: %s", outcome)
+        self._say()
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -191,8 +205,9 @@ class HeartbeatSync:
         """For queues; and say who is here."""
         route = partial(self._cluster.route, self._topic)
         settle(lambda: rescue(route, TopicNotFound, self._create), self._read_all, self._not_read)
-        for channel in self._presence.channels():
-            self.joined(channel)
+        if not self._unsaid:  # else it has not come to its end yet
+            for channel in self._presence.channels():
+                self.joined(channel)
         self._timer = self._clock.call_at(self._clock.now_ms() + PERIOD_MS, self._look)
 
     def _create(self, error: TopicNotFound) -> Reply[None]:

@@ -85,6 +85,18 @@ def test_a_broker_that_comes_back_hears_of_them(stage: ClusterStage) -> None:
     assert known(stage) == ["client-1"]
 
 
+def test_a_broker_hears_of_many_clients_one_after_the_other(stage: ClusterStage) -> None:
+    for number in range(450):
+        stage.headers[b"x-mq-client-id"] = b"client-%d" % number
+        consumer(stage)
+    assert len(known(stage)) == 450
+    stage.network.asked.clear()
+    stage.clock.advance(20_000)
+    assert stage.network.count(RequestCode.HEART_BEAT) == 1 + 200
+    stage.clock.advance(100)
+    assert stage.network.count(RequestCode.HEART_BEAT) == 1 + 450
+
+
 def test_apaches_broker_hears_of_producers_under_one_name(stage: ClusterStage) -> None:
     stage.network.unknown_fields.add(MANY_CLIENTS)
     stage.start_proxy()
