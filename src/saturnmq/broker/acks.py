@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from saturnmq.broker.fifo import Orders
 from saturnmq.broker.leases import CheckPoint, GroupQueue, Leases
+from saturnmq.broker.longpoll import LongPolls
 from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.order import Order
 from saturnmq.broker.revive import Revival
@@ -34,10 +35,11 @@ class Acks:
         revive_log: ReviveLog,
         revival: Revival,
         orders: Orders,
+        polls: LongPolls,
     ) -> None:
         self._store, self._clock, self._offsets = store, clock, offsets
         self._leases, self._records, self._log = leases, records, revive_log
-        self._revival, self._orders = revival, orders
+        self._revival, self._orders, self._polls = revival, orders, polls
 
     def ack(self, delivery: Delivery) -> Reply[None]:
         """Done with it. Raises InvalidReceiptHandle, NoSuchMessage."""
@@ -54,6 +56,9 @@ class Acks:
             offset = delivery.queue_offset
             [place] = self._log.append([self._records.acknowledgement(check_point, offset, now_ms)], [check_point])
             self._leases.close(check_point, offset, now_ms, acknowledged=True)
+            if queue.is_full:
+                queue.is_full = False
+                self._polls.wake(queue.topic, queue.group, queue.queue_id)
         return self._store.when_durable(place.end, None)
 
     def change_invisible(self, delivery: Delivery, invisible_ms: int) -> Reply[InvisibleChanged]:

@@ -70,6 +70,7 @@ class GroupQueue:
         "committed",
         "group",
         "high",
+        "is_full",
         "kind",
         "last_order",
         "leases",
@@ -92,6 +93,8 @@ class GroupQueue:
         self.recorded = -1
         #: one more than any offset that was ever given
         self.high = 0
+        #: a pop was refused because so much of it is in flight
+        self.is_full = False
         #: a cold read for one pop is on its way; others pass by
         self.busy = False
         #: offset → the check point whose lease it is under

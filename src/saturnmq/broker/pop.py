@@ -177,7 +177,9 @@ class Pops:
         self._revival = Revival(store, clock, topics, self.leases, self._records, self._log, polls, metrics)
         self._order_file = OrderFile(store, clock, self.leases)
         self._orders = Orders(self.leases, offsets, self._records, self._log, self._revival, polls, self._order_file)
-        self._acks = Acks(store, clock, offsets, self.leases, self._records, self._log, self._revival, self._orders)
+        self._acks = Acks(
+            store, clock, offsets, self.leases, self._records, self._log, self._revival, self._orders, polls
+        )
         self.ack = self._acks.ack
         self.change_invisible = self._acks.change_invisible
         self.renew = self._acks.renew
@@ -501,6 +503,11 @@ class Pops:
 
     def _take(self, pop: _Pop, queue: GroupQueue) -> None:
         """The next messages of the queue that the filter takes and nobody holds."""
+        config = self._config
+        if config.enable_pop_message_threshold and len(queue.leases) > config.pop_inflight_message_threshold:
+            queue.is_full = True
+            pop.rest += self._left(queue, pop.now_ms)
+            return
         if queue.order is not None and queue.order.free_at_ms > pop.now_ms:
             return
         wanted = pop.request.subscription

@@ -139,7 +139,7 @@ class Revival:
             topic,
             0,
             message.body,
-            _with_first_pop(message, check_point.pop_ms),
+            _of_copy(message, check_point),
             message.born_ms,
             message.born_host,
             message.flag,
@@ -177,12 +177,12 @@ class Revival:
                 self._revive(check_point, check_point.remaining())
 
 
-def _with_first_pop(message: StoredMessage, pop_ms: int) -> bytes:
-    """Its properties with `1ST_POP_TIME`, unless it has that of an earlier delivery, or no room."""
-    packed = message.properties
-    pairs = properties.decode(packed)
-    if message.reconsume_times and properties.FIRST_POP_TIME in pairs:
-        return packed
-    pairs[properties.FIRST_POP_TIME] = str(pop_ms)
+def _of_copy(message: StoredMessage, check_point: CheckPoint) -> bytes:
+    """Its properties with `ORIGIN_GROUP` and, unless it has that of an earlier delivery, `1ST_POP_TIME`; as they were
+    when there is no room for these."""
+    pairs = properties.decode(message.properties)
+    if not message.reconsume_times or properties.FIRST_POP_TIME not in pairs:
+        pairs[properties.FIRST_POP_TIME] = str(check_point.pop_ms)
+    pairs[properties.ORIGIN_GROUP] = check_point.queue.group
     longer = properties.encode(pairs)
-    return longer if len(longer) <= MAX_PROPERTIES_BYTES else packed
+    return longer if len(longer) <= MAX_PROPERTIES_BYTES else message.properties

@@ -24,6 +24,7 @@ CHANGEABLE = frozenset(
         "registerNameServerPeriod", "longPollingEnable", "litePullMessageEnable", "enablePropertyFilter",
         "maxTransferCountOnMessageInMemory", "maxTransferBytesOnMessageInMemory",
         "popFromRetryProbability", "initPopOffsetByCheckMsgInMem",
+        "enablePopMessageThreshold", "popInflightMessageThreshold",
         "fileReservedTime", "deleteWhen", "diskMaxUsedSpaceRatio", "cleanFileForciblyEnable",
         "diskSpaceCleanForciblyRatio", "diskSpaceWarningLevelRatio", "diskMinFreeBytes", "cleanResourceInterval",
         "deleteFileBatchMax", "deleteCommitLogFilesInterval",

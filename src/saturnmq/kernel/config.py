@@ -158,6 +158,9 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     load_balance_poll_name_server_interval: Positive = 30_000
     #: out of 100 pops, how many look at the retry topic first
     pop_from_retry_probability: Percent = 20
+    #: a queue of which a group holds more than the threshold gives it no more until it acknowledges
+    enable_pop_message_threshold: bool = False
+    pop_inflight_message_threshold: Natural = 10_000
     #: waiting pops per topic and group
     pop_polling_size: Natural = 1024
     #: waiting pops in all

@@ -159,6 +159,26 @@ def test_a_pop_waits_for_a_message_that_it_wants() -> None:
     assert names(stage.held(stage.request(), answer.value)) == ["a0"]
 
 
+def test_a_group_that_holds_too_much_of_a_queue_gets_no_more_of_it() -> None:
+    settings = {"enable_pop_message_threshold": True, "pop_inflight_message_threshold": 2}
+    stage = PopStage(queues={"orders": 2}, settings=settings)
+    stage.send(*numbered(5))
+    held = stage.pop(max_messages=3)
+    assert names(held) == ["m0", "m1", "m2"], "the threshold is no limit of one pop"
+    assert stage.pop() == []
+    stage.send("other", queue_id=1)
+    assert names(stage.pop()) == ["other"]
+    assert len(stage.pop(group="h")) == 6
+    waiting = stage.ask(wait_ms=60_000)
+    assert waiting.waits
+    stage.ack(held[0])
+    assert names(stage.held(stage.request(), waiting.value)) == ["m3", "m4"]
+    for one in held[1:]:
+        stage.ack(one)
+    stage.advance(60_000)
+    assert set(names(stage.pop())) == {"other", "m3", "m4"}, "a lease that ends gives room as well"
+
+
 def test_a_wait_ends_at_its_time() -> None:
     stage = PopStage()
     answer = stage.ask(wait_ms=1000)
@@ -264,7 +284,7 @@ def test_what_is_not_acknowledged_comes_back_under_its_topic() -> None:
         assert after.stored.born_ms == before.stored.born_ms
         assert (after.reconsume_times, after.stored.reconsume_times) == (1, 1)
         assert after.delivery.topic_kind is TopicKind.RETRY
-        wanted = before.properties | {"1ST_POP_TIME": str(before.delivery.pop_ms)}
+        wanted = before.properties | {"1ST_POP_TIME": str(before.delivery.pop_ms), "ORIGIN_GROUP": "g"}
         assert after.properties == wanted | {"POP_CK": after.properties["POP_CK"]}
         d = after.delivery
         assert after.properties["POP_CK"] == (
