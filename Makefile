@@ -64,10 +64,13 @@ bench-timers: install ## how exactly delayed messages come, beside Apache; PENDI
 bench-abuse: install ## what floods, bombs and 20,000 idle connections cost the server, and a good client beside them
 	$(BIN)/python bench/abuse.py
 
+bench-proxies: install ## CPU of a Proxy with 1, 2 and 4 workers beside Apache's over the same broker; memory of idle clients
+	$(BIN)/python bench/proxies.py
+
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers bench-abuse rewrite
+.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers bench-abuse bench-proxies rewrite
