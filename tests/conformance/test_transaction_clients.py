@@ -25,7 +25,8 @@ GIVEN_UP = "TRANS_CHECK_MAX_TIME_TOPIC"
 
 @pytest.fixture(scope="module", autouse=True)
 def _impatient(server: Server) -> Iterator[None]:
-    """Producers are asked after a second, not after half a minute."""
+    """Producers are asked after seconds, not after half a minute; by Apache's broker not before it has written what was
+    ended, or it asks about that too."""
 
     def configure(time_out_ms: int, interval_ms: int) -> None:
         connection = RemotingConnection(server.broker)
@@ -33,7 +34,10 @@ def _impatient(server: Server) -> Iterator[None]:
         connection.call(UPDATE_BROKER_CONFIG, settings.encode())
         connection.close()
 
-    configure(1000, 500)
+    if server.is_apache:
+        configure(4000, 5000)
+    else:
+        configure(1000, 500)
     yield
     configure(6000, 30_000)
 
