@@ -52,11 +52,15 @@ class Brokers(Mapping[str, RemoteBroker]):
 
     def __init__(self, make: Callable[[str], RemoteBroker]) -> None:
         self._make = make
+        #: before somebody hears that a name is nobody's. May raise Unreachable
+        self.on_unknown: Callable[[], None] = lambda: None
         #: those that NameServers do not name any more, and since when, steady milliseconds
         self._missing: dict[str, int] = {}
         self._all: dict[str, RemoteBroker] = {}
 
     def __getitem__(self, name: str) -> RemoteBroker:
+        if name not in self._all:
+            self.on_unknown()
         return self._all[name]
 
     def __contains__(self, name: object) -> bool:
@@ -116,7 +120,10 @@ class Cluster:
         """`expire_ms`: without a heart-beat after which a client is gone."""
         self._names, self._clock, self._random = names, clock, random
         self.brokers = Brokers(lambda name: RemoteBroker(name, sends, others, clock))
+        #: the next question which brokers there are; None: it is on its way
         self._refresh: Timer | None = None
+        #: when the last one was answered, steady milliseconds
+        self._looked_ms = 0
         self.presence = Presence(clock, expire_ms)
         self.consumer_joined, self.producer_joined = self.presence.consumer_joined, self.presence.producer_joined
         self.client_left, self.members = self.presence.client_left, self.presence.members
@@ -155,6 +162,18 @@ class Cluster:
         """Get to know the brokers, and stay up to date. Answers after the first try, whatever came of it."""
         tried: Later[None] = Later()
 
+        def look_again() -> None:
+            """A handle may be of a broker that another Proxy came to know first."""
+            if self._refresh is not None and self._clock.steady_ms() - self._looked_ms < RETRY_MS:
+                return
+            if self._refresh is not None:
+                self._refresh.cancel()
+                self._refresh = None
+                ask()
+            raise Unreachable(
+                "this Proxy does not know that broker yet and asks its NameServers: try again in a moment"
+            )
+
         def known(infos: list[ClusterInfo]) -> None:
             for info in infos:
                 self.brokers.learn(info.broker_addr_table.values())
@@ -166,6 +185,7 @@ class Cluster:
             go_on(RETRY_MS)
 
         def go_on(wait_ms: int) -> None:
+            self._looked_ms = self._clock.steady_ms()
             self._refresh = self._clock.call_at(self._clock.now_ms() + wait_ms, ask)
             if tried.pending:
                 self.heartbeats.start()
@@ -174,6 +194,7 @@ class Cluster:
         def ask() -> None:
             hear(self._names.brokers(), known, unknown)
 
+        self.brokers.on_unknown = look_again
         ask()
         return tried
 

@@ -60,6 +60,35 @@ def test_a_fresh_proxy_takes_the_handles_of_another(stage: ClusterStage) -> None
     assert stage.ack(handle_of(received)) == pb.OK
 
 
+def test_the_handle_of_a_broker_that_is_new(stage: ClusterStage) -> None:
+    stage.take()
+    stage.send()
+    (received,) = stage.take()
+    handle = handle_of(received)
+    stage.clock.advance(5_000)
+    elsewhere = stage.add_broker("broker-b")
+    assert stage.ack(handle.replace("broker-a", "broker-b")) == pb.PROXY_TIMEOUT, "not known yet"
+    assert stage.ack(handle.replace("broker-a", "broker-b")) == pb.INVALID_RECEIPT_HANDLE, "known, and not its own"
+    assert elsewhere.broker.name in stage.cluster.brokers
+    assert stage.ack(handle.replace("broker-a", "broker-x")) == pb.INVALID_RECEIPT_HANDLE, "asked a moment ago"
+    stage.clock.advance(1_000)
+    assert stage.ack(handle.replace("broker-a", "broker-x")) == pb.PROXY_TIMEOUT
+    assert stage.ack(handle.replace("broker-a", "broker-x")) == pb.INVALID_RECEIPT_HANDLE
+    assert stage.ack(handle) == pb.OK
+
+
+def test_handles_while_no_nameserver_answers(stage: ClusterStage) -> None:
+    stage.take()
+    stage.send()
+    (received,) = stage.take()
+    stage.network.silent.add(NAMES)
+    stage.start_proxy()
+    assert stage.ack(handle_of(received)) == pb.PROXY_TIMEOUT, "it may be good"
+    stage.network.silent.clear()
+    stage.clock.advance(5_000)
+    assert stage.ack(handle_of(received)) == pb.OK
+
+
 def test_unknown_topics_are_asked_for_once_in_a_while(stage: ClusterStage) -> None:
     for _ in range(3):
         assert stage.send(topic="none").status.code == pb.TOPIC_NOT_FOUND
