@@ -11,11 +11,13 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import grpc
 from harness.admin import RemotingConnection
 from harness.programs import ROOT
 from harness.servers import only_saturn
 
 from saturnmq.testing.server import LocalServer
+from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 pytestmark = only_saturn
 
@@ -83,3 +85,39 @@ def test_the_consumer_of_the_documentation(tmp_path: Path) -> None:
             send(local, f"id-{customer}", customer.encode())
         run_until_consumed(local, tmp_path)
         assert coffees(tmp_path) == ["ada", "grace", "joan"]
+
+
+def test_a_window_over_both_protocols() -> None:
+    """A message id that came over one is known to the other, after a crash too."""
+    with LocalServer("--set", "flushDiskType=SYNC_FLUSH") as local:
+        connection = RemotingConnection(local.broker)
+        topic = {"topic": "orders", "defaultTopic": "TBW102", "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0"}
+        queues = {"readQueueNums": "1", "writeQueueNums": "1", "perm": "6", "order": "false"}
+        attributes = "+dedup.window.seconds=600,+message.type=NORMAL"
+        connection.call(17, **topic, **queues, attributes=attributes)  # type: ignore[arg-type]
+        connection.close()
+        assert send_over_grpc(local, "one") == [("one", 0)]
+        send(local, "one", b"repeated")
+        send(local, "two", b"two")
+        assert send_over_grpc(local, "one", "two") == [("one", 0), ("two", 1)]
+        local.kill()
+        local.start()
+        assert send_over_grpc(local, "two") == [("two", 1)]
+        assert in_queue(local) == 2
+
+
+def send_over_grpc(local: LocalServer, *message_ids: str) -> list[tuple[str, int]]:
+    """Ids and offsets as the Proxy answers them."""
+    request = pb.SendMessageRequest()
+    for message_id in message_ids:
+        message = request.messages.add(body=b"body")
+        message.topic.name = "orders"
+        message.system_properties.message_id = message_id
+        message.system_properties.message_type = pb.NORMAL
+        message.system_properties.born_timestamp.GetCurrentTime()
+    with grpc.insecure_channel(local.grpc) as channel:
+        call = channel.unary_unary("/apache.rocketmq.v2.MessagingService/SendMessage")
+        data = call(request.SerializeToString(), metadata=[("x-mq-client-id", "c")], timeout=10)
+    answer = pb.SendMessageResponse.FromString(data)
+    assert answer.status.code == pb.OK, answer
+    return [(entry.message_id, entry.offset) for entry in answer.entries]
