@@ -81,7 +81,14 @@ class Operations:
     async def dead_letters(self, group: str, from_ms: int = 0, until_ms: int = _LONG_MAX) -> AsyncIterator[DeadLetter]:
         """Those that died in [from_ms, until_ms), of each broker in the order of their deaths; no more than there are
         at the beginning."""
-        for queue, broker in (await self.queues(dlq_topic(group))).items():
+        topic = dlq_topic(group)
+        queues = await self.queues(topic)
+        if not queues and await self.route(topic) is not None:
+            raise SaturnError(
+                f"the topic {topic} has no queue to read: no master of it is known, or its perm forbids it (brokers of "
+                f"before 5.0 made it so): `mqadmin updateTopicPerm -t {topic} -p 6`"
+            )
+        for queue, broker in queues.items():
             place = {"topic": queue.topic, "queueId": str(queue.queue_id)}
             end = int((await self._ask(broker, RequestCode.GET_MAX_OFFSET, place)).fields["offset"])
             search = {**place, "timestamp": str(from_ms)}
@@ -94,7 +101,8 @@ class Operations:
                     if letter.stored.stored_ms >= until_ms or letter.stored.queue_offset >= end:
                         offset = end
                         break
-                    yield letter
+                    if letter.stored.stored_ms >= from_ms:  # Apache's gives the last one for a time after it
+                        yield letter
 
     async def _pull(self, broker: Address, queue: MessageQueue, offset: int) -> tuple[int, list[bytes]]:
         """Where to go on, and the records from the offset on."""
