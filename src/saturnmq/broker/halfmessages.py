@@ -22,6 +22,8 @@ from saturnmq.wire import record
 
 #: of a number that is none of a message's, and may have more than Python reads
 _DIGITS = 18
+#: for which a producer may ask not to be asked, so that no half message holds back the deletion of files for ever
+MOST_IMMUNE_MS = 72 * 3_600_000
 #: what a copy has more than its origin: each property at its longest
 COPY_BYTES = 80
 
@@ -122,7 +124,7 @@ def read(data: bytes) -> Half | None:
 def immunity_ms(properties: dict[str, str]) -> int | None:
     """For how long no producer is asked; None: it does not say, or what it says is no number."""
     seconds = _number(properties, names.CHECK_IMMUNITY_TIME_IN_SECONDS)
-    return None if seconds is None else seconds * 1000
+    return None if seconds is None else min(seconds * 1000, MOST_IMMUNE_MS)
 
 
 def _number(properties: dict[str, str], name: str) -> int | None:

@@ -332,6 +332,14 @@ def test_one_that_nobody_shall_ask_about_yet_does_not_hold_up_others(
     assert [check.message.body for check in checks(producer)] == [b"immune"]
 
 
+def test_nobody_is_asked_for_three_days_at_most(offline: OfflineBroker) -> None:
+    Half(offline, CHECK_IMMUNITY_TIME_IN_SECONDS="999999999")
+    offline.clock.advance(72 * 3_600_000)
+    assert len(offline.stored(HALF_TOPIC)) == 1
+    offline.clock.advance(INTERVAL_MS)
+    assert len(offline.stored(HALF_TOPIC)) == 2
+
+
 def test_another_producer_of_the_group_is_asked_when_the_first_is_gone(offline: OfflineBroker) -> None:
     first, second, stranger = joined(offline, "a"), joined(offline, "bb"), joined(offline, "ccc", "others")
     Half(offline)
