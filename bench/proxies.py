@@ -56,7 +56,7 @@ class Stage:
 
     @contextmanager
     def ours(self, workers: int) -> Iterator[tuple[Target, list[int]]]:
-        arguments = ("-n", self.namesrv, "--port=0", "--http-port=0", f"--workers={workers}")
+        arguments = ("-n", self.namesrv, "--port=0", "--proxy-remoting-port=0", "--http-port=0", f"--workers={workers}")
         with ServerProcess(
             "proxy", *arguments, f"--data-dir={self.home / 'p'}", home=self.home / f"p{workers}"
         ) as proxy:

@@ -176,7 +176,10 @@ class Stage:
             for group in GROUPS:
                 admin.create_group(name=group)
             admin.close()
-        self.proxies = [Server(opened, home, name, free_port(), "proxy", "-n", namesrv) for name in PROXIES]
+        self.proxies = [
+            Server(opened, home, name, free_port(), "proxy", "--proxy-remoting-port=0", "-n", namesrv)
+            for name in PROXIES
+        ]
 
     def client(self, language: str) -> Client:
         variant = GRPC_DEFAULTS[language]
