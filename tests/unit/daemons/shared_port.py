@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("--worker", type=lambda text: tuple(map(int, text.split(":"))))
     parser.add_argument("--grpc-port", type=int, default=0)
     parser.add_argument("--proxy-remoting-port", type=int, default=0)
-    parser.add_argument("--proxy-remoting-port", type=int, default=0)
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--ready-file", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[])
