@@ -163,6 +163,12 @@ class Daemon:
 
     def proxy_config(self) -> ProxyConfig:
         config = configfile.convert(self.values, ProxyConfig)
+        try:
+            if config.metric_collector_mode == "on":
+                Address.parse(config.metric_collector_address)
+        except ValueError as error:
+            text = f"metricCollectorAddress = {config.metric_collector_address!r} cannot be used: {error}"
+            raise IllegalConfig(text) from error
         if advertised := self.options.advertised("grpc"):
             return msgspec.structs.replace(config, advertise=str(advertised))
         return config

@@ -247,6 +247,11 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     renew_max_time_millis: Natural = 10_800_000
     #: milliseconds without a heart-beat after which a client is gone
     channel_expired_timeout: Positive = 120_000
+    #: where gRPC clients are told to send their metrics: nowhere, to metricCollectorAddress, or to the address that
+    #: they know of us, where a load balancer must lead that to a collector
+    metric_collector_mode: Literal["off", "on", "proxy"] = "off"
+    #: `host:port`
+    metric_collector_address: str = ""
     #: `host:port[,host:port]` that gRPC routes answer with; port 0: the listener's; empty: what the client dialled
     advertise: str = ""
     #: PEM files; empty: a self-signed certificate, made at the first start in the data directory

@@ -222,17 +222,17 @@ class Proxy:
 
     def recall(self, topic: str, handle_text: str, born_host: bytes) -> Reply[str]:
         """Take back a message whose time has not come. Answers its id. Raises MessageTypeMismatch, IllegalOperation."""
-        handle = RecallHandle.decode(handle_text)
-        broker = self.brokers.get(handle.broker_name)
-        if broker is None:
-            raise IllegalOperation(
-                f"the recall handle is of the broker {handle.broker_name[:80]!r}, this Proxy serves "
-                + ", ".join(self.brokers)
-            )
         request = RecallRequest(topic=topic, handle=handle_text, producer_group=topic, born_host=born_host)
 
         def recall(view: TopicView) -> Reply[str]:
             self._check_type(view.topic, view.message_type, MessageType.DELAY)
+            handle = RecallHandle.decode(handle_text)
+            broker = self.brokers.get(handle.broker_name)
+            if broker is None:
+                raise IllegalOperation(
+                    f"the recall handle is of the broker {handle.broker_name[:80]!r}, this Proxy serves "
+                    + ", ".join(self.brokers)
+                )
             return broker.recall(request)
 
         return chain(self.routing.view(topic), recall)

@@ -62,10 +62,14 @@ class Routes:
         if any(len(address.host) > MAX_HOST for address in dialled):
             raise InvalidParameter(f"an address of this server has a host of over {MAX_HOST} characters")
         addresses = addresses_to_tell(self._advertise, dialled, call.authority, call.local)
-        scheme = {4: pb.IPv4, 6: pb.IPv6}.get(is_ip(addresses[0].host), pb.DOMAIN_NAME)
-        return pb.Endpoints(
-            scheme=scheme, addresses=[pb.Address(host=address.host, port=address.port) for address in addresses]
-        )
+        return endpoints_of(addresses)
+
+
+def endpoints_of(addresses: Sequence[Address]) -> pb.Endpoints:
+    scheme = {4: pb.IPv4, 6: pb.IPv6}.get(is_ip(addresses[0].host), pb.DOMAIN_NAME)
+    return pb.Endpoints(
+        scheme=scheme, addresses=[pb.Address(host=address.host, port=address.port) for address in addresses]
+    )
 
 
 def _route(topic: pb.Resource, endpoints: pb.Endpoints, view: TopicView) -> bytes:

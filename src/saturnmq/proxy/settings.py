@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from saturnmq.kernel.config import ProxyConfig
 from saturnmq.kernel.errors import InvalidParameter
+from saturnmq.kernel.host import Address
 from saturnmq.kernel.topic import ExponentialRetry, GroupConfig
+from saturnmq.proxy.routes import endpoints_of
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def check_client_properties(sent: pb.Settings) -> None:
 
 def complete_producer(sent: pb.Settings, config: ProxyConfig) -> pb.Settings:
     """Settings of a producer: when to retry, how large a body may be, whether to check types."""
-    settings = _echo(sent)
+    settings = _echo(sent, config)
     policy = settings.backoff_policy
     policy.max_attempts = config.grpc_client_producer_max_attempts
     backoff = policy.exponential_backoff
@@ -69,7 +71,7 @@ def complete_producer(sent: pb.Settings, config: ProxyConfig) -> pb.Settings:
 
 def complete_consumer(sent: pb.Settings, config: ProxyConfig, group: GroupConfig) -> pb.Settings:
     """Settings of a consumer: those of its group, how to receive, and when failed messages come back."""
-    settings = _echo(sent)
+    settings = _echo(sent, config)
     subscription = settings.subscription
     subscription.fifo = group.consume_message_orderly
     subscription.receive_batch_size = config.grpc_client_consumer_long_polling_batch_size
@@ -97,9 +99,18 @@ def _set(duration: Duration, ms: int) -> None:
     duration.FromMilliseconds(min(max(ms, 0), MAX_DURATION_MS))
 
 
-def _echo(sent: pb.Settings) -> pb.Settings:
+def _echo(sent: pb.Settings, config: ProxyConfig) -> pb.Settings:
     settings = pb.Settings()
     settings.CopyFrom(sent)
-    # always there: a client may refuse settings without it. No collector in this version.
-    settings.metric.CopyFrom(pb.Metric(on=False))
+    # always there: a client may refuse settings without it
+    settings.metric.CopyFrom(_metric(config, sent.access_point))
     return settings
+
+
+def _metric(config: ProxyConfig, access_point: pb.Endpoints) -> pb.Metric:
+    """Where the client sends its metrics."""
+    if config.metric_collector_mode == "off":
+        return pb.Metric(on=False)
+    if config.metric_collector_mode == "proxy":
+        return pb.Metric(on=True, endpoints=access_point)
+    return pb.Metric(on=True, endpoints=endpoints_of([Address.parse(config.metric_collector_address)]))

@@ -407,6 +407,27 @@ def test_a_changed_filter_is_a_newer_one(client: Grpc) -> None:
     assert second.version == first.version + 1000 == client.clock.now_ms()
 
 
+def endpoints(host: str, port: int) -> pb.Endpoints:
+    return pb.Endpoints(scheme=pb.DOMAIN_NAME, addresses=[pb.Address(host=host, port=port)])
+
+
+@pytest.mark.parametrize(
+    ("config", "metric"),
+    [
+        (ProxyConfig(), pb.Metric(on=False)),
+        (
+            ProxyConfig(metric_collector_mode="on", metric_collector_address="collector:4317"),
+            pb.Metric(on=True, endpoints=endpoints("collector", 4317)),
+        ),
+        (ProxyConfig(metric_collector_mode="proxy"), pb.Metric(on=True, endpoints=endpoints("mq.example", 8081))),
+    ],
+)
+def test_where_clients_send_their_metrics(config: ProxyConfig, metric: pb.Metric) -> None:
+    sent = consumer()
+    sent.access_point.CopyFrom(endpoints("mq.example", 8081))
+    assert Grpc(config).settings(sent).metric == metric
+
+
 def test_request_reply_is_not_for_grpc(client: Grpc) -> None:
     client.settings(consumer())
     session = client.proxy.sessions.get("client-1")
