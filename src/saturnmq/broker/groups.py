@@ -50,6 +50,8 @@ class GroupTable:
     def __init__(self, config: BrokerConfig, disk: Disk, clock: Clock, background: Background | None = None) -> None:
         self._clock = clock
         self.configure(config)
+        #: that there are as many as may be was said
+        self._is_full = False
         self._groups = {name: GroupConfig(group_name=name) for name in SYSTEM_GROUPS}
         self._forbidden: dict[str, dict[str, int]] = {}
         self._file = JsonFile(disk, clock, "subscriptionGroup.json", self._encode, background=background)
@@ -68,8 +70,9 @@ class GroupTable:
             self.version = stored.data_version
 
     def configure(self, config: BrokerConfig) -> None:
-        """Whether groups are made by whoever names them."""
+        """Whether groups are made by whoever names them, and how many."""
         self._creates = config.auto_create_subscription_group or config.dev_auto_create
+        self._most = config.max_group_nums
 
     def write(self) -> Reply[None]:
         return self._file.write()
@@ -84,6 +87,11 @@ class GroupTable:
             try:
                 check_group(name)
             except IllegalGroup:
+                return None
+            if len(self._groups) >= self._most:
+                if not self._is_full:
+                    log.warning("made no group %s: there are %d (maxGroupNums)", name, self._most)
+                self._is_full = True
                 return None
             group = GroupConfig(group_name=name)
             self.put(group)

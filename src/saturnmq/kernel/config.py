@@ -118,6 +118,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     broker_permission: Natural = 6
     auto_create_topic_enable: bool = True
     auto_create_subscription_group: bool = True
+    #: groups; where there are so many, none is made because a client names it
+    max_group_nums: Positive = 100_000
     default_topic_queue_nums: Positive = 8
     #: queues of one topic
     max_topic_queue_nums: Positive = 16_384

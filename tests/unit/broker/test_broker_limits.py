@@ -50,6 +50,18 @@ def test_queues_of_a_broker() -> None:
     assert create(again, "c", 1, 1)[0] == ResponseCode.INVALID_PARAMETER
 
 
+def test_groups_that_clients_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Operators may make more."""
+    groups = OfflineBroker(settings={"max_group_nums": 20}).broker.groups
+    made = [groups.get(f"group-{number}") is not None for number in range(30)]
+    assert 0 < sum(made) < 20
+    assert made == sorted(made, reverse=True)
+    assert len(groups.configs) == 20
+    assert caplog.text.count("maxGroupNums") == 1
+    groups.alter([GroupConfig(group_name="by-hand")])
+    assert groups.get("by-hand") is not None
+
+
 def test_dev_mode_has_limits_too() -> None:
     offline = OfflineBroker(settings={"max_queue_nums": 1, "dev_auto_create": True})
     with pytest.raises(InvalidParameter, match="maxQueueNums"):
