@@ -16,6 +16,7 @@ from saturnmq.kernel.errors import (
     NoSuchMessage,
     ProtocolError,
     ServiceUnavailable,
+    TimersDisabled,
     TopicNotFound,
 )
 from saturnmq.kernel.handle import TopicKind
@@ -145,6 +146,12 @@ def test_refused(change: dict[str, object], error: type[Exception], text: str) -
     stage.groups.put(GroupConfig(group_name="stopped", consume_enable=False))
     with pytest.raises(error, match=text):
         stage.pop(**change)  # type: ignore[arg-type]
+
+
+def test_without_the_timer_wheel_nothing_is_popped() -> None:
+    stage = PopStage(store_settings={"timer_wheel_enable": False})
+    with pytest.raises(TimersDisabled, match="timerWheelEnable is false"):
+        stage.pop()
 
 
 # ------------------------------------------------------------------------------------------------------ waiting
