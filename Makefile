@@ -67,10 +67,13 @@ bench-abuse: install ## what floods, bombs and 20,000 idle connections cost the 
 bench-proxies: install ## CPU of a Proxy with 1, 2 and 4 workers beside Apache's over the same broker; memory of idle clients
 	$(BIN)/python bench/proxies.py
 
+bench-polls: install ## what 50,000 consumers cost that wait for a message, and how soon one is woken
+	$(BIN)/python bench/polls.py
+
 rewrite: install ## compile the protos and record golden files anew; read their diff
 	$(BIN)/python scripts/compile_protos.py
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/conformance/test_start.py -k imported
 	SATURNMQ_REWRITE=1 $(PYTEST) tests/unit/daemons/test_request_codes.py tests/unit/daemons/test_mqadmin_page.py
 	$(BIN)/ruff format --quiet .
 
-.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers bench-abuse bench-proxies rewrite
+.PHONY: help install demo check test simulate model long soak drill oracle bench bench-store bench-timers bench-polls bench-abuse bench-proxies rewrite

@@ -156,6 +156,8 @@ class _Case:
     #: perhaps done, perhaps not
     maybe: bool = False
     bury_asked: bool = False
+    #: calls to settle it that are not answered yet
+    pending: set[str] = field(default_factory=set)
 
     @property
     def settled(self) -> bool:
@@ -174,6 +176,8 @@ class Judge:
         self._cases: dict[tuple[str, str], _Case] = {}
         self._hands: dict[tuple[str, str], _Hand] = {}
         self._open: dict[str, tuple[int, Asked]] = {}
+        #: those that a crash left without an answer
+        self._late: dict[str, tuple[int, Asked]] = {}
         #: numbers of entries of messages, and of those that changed a case, since the last crash
         self._fresh: list[tuple[int, Sent]] = []
         self._touched: list[tuple[int, _Case, _Hand | None]] = []
@@ -214,15 +218,19 @@ class Judge:
             hand.held_until = min(hand.held_until, asked.at_ms)
             if asked.verb == "change":
                 hand.good_until = min(hand.good_until, asked.at_ms)
+            else:
+                hand.case.pending.add(asked.call)
             hand.case.bury_asked |= asked.verb == "bury"
 
     def _answered(self, answer: Answered) -> None:
-        number, asked = self._open.pop(answer.call)
+        number, asked = (self._open if answer.call in self._open else self._late).pop(answer.call)
+        if (hand := self._hands.get((asked.group, asked.handle))) is not None:
+            hand.case.pending.discard(asked.call)
         if answer.ok is None:
             self._lost(asked)
         elif asked.verb == "receive":
             self._received(number, asked, answer)
-        elif (hand := self._hands.get((asked.group, asked.handle))) is not None:
+        elif hand is not None:
             self._settled(number, asked, answer, hand)
 
     def _leaves(self, left: Left) -> None:
@@ -282,7 +290,7 @@ class Judge:
         """It may have been tried as often as it can be, or be deleted."""
         attempts = max((hand.attempt for hand in case.hands), default=0) + self._unheard[case.group]
         tried = attempts >= self._groups[case.group].most_attempts
-        return case.settled or tried or (case.group, case.message) in self._excused
+        return case.settled or bool(case.pending) or tried or (case.group, case.message) in self._excused
 
     def _add(self, case: _Case, handle: str, asked: Asked, at_ms: float, attempt: int) -> None:
         hidden_ms = math.inf if asked.hidden_ms is None else asked.hidden_ms
@@ -345,6 +353,7 @@ class Judge:
             elif hand is not None:
                 hand.doubt()
                 hand.case.maybe = hand.case.maybe or (asked.verb != "change" and hand.case.done is None)
+        self._late |= self._open  # clients try again by themselves
         self._open.clear()
         for hand in self._hands.values():
             if hand.over_at == math.inf:  # nobody renews it any more
