@@ -8,14 +8,17 @@ import pytest
 from cluster_stage import ClusterStage, FakeCall
 from proxy_fakes import message
 
-from saturnmq.kernel.topic import GroupConfig
+from saturnmq.kernel.errors import SaturnError
+from saturnmq.kernel.ports import ConsumerMembership, ConsumeType, MessageModel
+from saturnmq.kernel.topic import GroupConfig, MessageQueue
+from saturnmq.net.remoting_channel import RemotingChannel
 from saturnmq.proxy.cluster import Cluster
 from saturnmq.proxy.heartbeats import CLIENT_ID
 from saturnmq.proxy.heartbeatsync import HeartbeatSync
 from saturnmq.testing.offline import Asked, OfflineConnection
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 from saturnmq.wire.remoting import json
-from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
+from saturnmq.wire.remoting.codes import LanguageCode, RequestCode, ResponseCode
 from saturnmq.wire.remoting.command import Command
 from saturnmq.wire.remoting.extensions import MANY_CLIENTS
 
@@ -264,3 +267,36 @@ def test_what_is_said_is_what_apaches_proxy_reads(stage: ClusterStage) -> None:
             "subscriptions": [{"topic": {"name": "t"}, "expression": {"type": "TAG", "expression": "a"}}],
         },
     }
+
+
+# ------------------------------------------------------------------------------------------- clients over Remoting
+
+
+def test_what_a_broker_tells_and_asks_a_client_over_remoting(stage: ClusterStage) -> None:
+    connection = OfflineConnection()
+    channel = RemotingChannel(connection, "remote-1", LanguageCode.JAVA, 475)
+    membership = ConsumerMembership(
+        group="g", consume_type=ConsumeType.PASSIVELY, message_model=MessageModel.CLUSTERING
+    )
+    stage.cluster.consumer_joined(channel, membership)
+    stage.clock.run_soon()
+    assert connection.told == [(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, {"consumerGroup": "g"})]
+    where = {"topic": "t", "group": "g", "timestamp": "5"}
+    offsets = b'{"offsetTable":{{"brokerName":"broker-a","queueId":0,"topic":"t"}:7}}'
+    relayed(stage, RequestCode.RESET_CONSUMER_CLIENT_OFFSET, where, offsets)
+    code, fields = connection.told[-1]
+    assert (code, fields["timestamp"]) == (RequestCode.RESET_CONSUMER_CLIENT_OFFSET, "5")
+    assert json.parse(connection.bodies[-1])["offsetTable"] == {MessageQueue("t", "broker-a", 0): 7}
+    asked = relayed(stage, RequestCode.GET_CONSUMER_STATUS_FROM_CLIENT, where)
+    said = offsets.replace(b"offsetTable", b"messageQueueTable")
+    connection.asked.pop()[3].resolve(Command(0, 1, body=said))
+    assert json.parse(asked.body) == json.parse(said)
+    message = {"consumerGroup": "g", "clientId": "remote-1", "msgId": "id", "brokerName": "broker-a", "topic": "t"}
+    asked = relayed(stage, RequestCode.CONSUME_MESSAGE_DIRECTLY, message, b"record")
+    code, fields, body, answer = connection.asked.pop()
+    assert (code, fields, body) == (RequestCode.CONSUME_MESSAGE_DIRECTLY, message, b"record")
+    answer.resolve(Command(0, 1, body=b'{"consumeResult":"CR_SUCCESS"}'))
+    assert asked.body == b'{"consumeResult":"CR_SUCCESS"}'
+    gone = {"consumerGroup": "g", "clientId": "nobody", "jstackEnable": "false"}
+    with pytest.raises(SaturnError, match="not connected here"):
+        relayed(stage, RequestCode.GET_CONSUMER_RUNNING_INFO, gone)
