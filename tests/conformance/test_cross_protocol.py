@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 import pytest
 from harness.admin import Admin
 from harness.clients import Client, Message
 from harness.exchange import assert_same, varied_messages
 from harness.remoting import RemotingClient, RemotingProducer
-from harness.servers import Server
+from harness.remoting_fixtures import start as start_remoting
+from harness.servers import Server, only_saturn
 
 pytestmark = pytest.mark.clients("python", "go", "java", "node", "rust", smoke=())
 
@@ -47,3 +49,26 @@ def test_remoting_to_grpc_simple(
 
 def ids_of(producer: RemotingProducer, messages: list[Message], mode: str) -> list[str]:
     return [one for receipt in producer.send(messages, mode) for one in receipt.id.split(",")]
+
+
+@pytest.fixture(scope="module")
+def compressing(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RemotingClient]]:
+    """Java, told to compress in other ways than it does by itself."""
+    processes = []
+    for way in ("LZ4", "ZSTD"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("JAVA_TOOL_OPTIONS", f"-Drocketmq.message.compressType={way}")
+            processes.append(start_remoting("java", tmp_path_factory.mktemp(way)))
+    yield [RemotingClient(process, server.namesrv) for process in processes]
+    for process in processes:
+        process.kill()
+
+
+@only_saturn  # Apache passes it on as it is, and calls it gzip: Python's, Node's and Rust's clients cannot read it
+def test_whatever_a_remoting_client_compresses_with(
+    client: Client, compressing: list[RemotingClient], admin: Admin
+) -> None:
+    topic, group = admin.create_topic(), admin.create_group()
+    message = Message(topic, b"compressed " * 10_000)
+    ids = [one for remoting in compressing for one in ids_of(remoting.producer(), [message], "sync")]
+    assert_same([message] * 2, ids, client.simple(group, {topic: "*"}).take(2))

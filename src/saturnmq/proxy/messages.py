@@ -72,6 +72,10 @@ _NOT_FOR_USERS = props.RESERVED | {
 _GZIP_MAGIC = b"\x1f\x8b"
 #: what a Remoting client may send before it compresses (its maxMessageSize); a bomb stays closed
 _MOST_INFLATED_BYTES = 4 * MIB
+#: what zstd's highest ordinary level looks back; a frame may ask for gigabytes
+_ZSTD_WINDOW_BYTES = 8 * MIB
+#: four bytes may hold 128 KiB, and nothing bounds what one call makes of its input
+_ZSTD_PIECE_BYTES = 256
 
 
 class Incoming(msgspec.Struct, gc=False):
@@ -284,18 +288,55 @@ def to_client(
 def _readable(compressed: bytes) -> tuple[bytes, pb.Encoding]:
     """A compressed body as every gRPC client can read it, and its encoding.
 
-    Remoting clients compress with zlib; Apache passes that on as GZIP, where Node's client takes nothing but gzip. What
-    is neither stays as it came.
+    Remoting clients compress with zlib, LZ4 or ZSTD; Apache passes all of it on as GZIP, and it depends on the client
+    what it makes of that: Node's takes nothing but gzip. What is none of these stays as it came.
     """
     if not compressed.startswith(_GZIP_MAGIC):
-        inflate = zlib.decompressobj()
-        try:
-            plain = inflate.decompress(compressed, _MOST_INFLATED_BYTES)
-        except zlib.error:
-            return compressed, pb.GZIP
-        if inflate.eof:
+        inflate = next((inflate for magic, inflate in _INFLATERS if compressed.startswith(magic)), _inflate_zlib)
+        plain = inflate(compressed)
+        if plain is not None:
             return plain, pb.IDENTITY
     return compressed, pb.GZIP
+
+
+def _inflate_zlib(compressed: bytes) -> bytes | None:
+    """Like the others: None where it is damaged, or too large."""
+    inflate = zlib.decompressobj()
+    try:
+        plain = inflate.decompress(compressed, _MOST_INFLATED_BYTES)
+    except zlib.error:
+        return None
+    return plain if inflate.eof else None
+
+
+def _inflate_lz4(compressed: bytes) -> bytes | None:
+    import lz4.frame  # few need it
+
+    inflate = lz4.frame.LZ4FrameDecompressor()
+    try:
+        plain: bytes = inflate.decompress(compressed, _MOST_INFLATED_BYTES)
+    except RuntimeError:
+        return None
+    return plain if inflate.eof else None
+
+
+def _inflate_zstd(compressed: bytes) -> bytes | None:
+    import zstandard
+
+    inflate = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+    plain = bytearray()
+    try:
+        for start in range(0, len(compressed), _ZSTD_PIECE_BYTES):
+            plain += inflate.decompress(compressed[start : start + _ZSTD_PIECE_BYTES])
+            if len(plain) > _MOST_INFLATED_BYTES:
+                return None
+    except zstandard.ZstdError:
+        return None
+    return bytes(plain) if inflate.eof else None
+
+
+#: by what the compressed body begins with
+_INFLATERS = ((b"\x04\x22\x4d\x18", _inflate_lz4), (b"\x28\xb5\x2f\xfd", _inflate_zstd))
 
 
 def set_time(timestamp: Timestamp, ms: int) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 
+import lz4.frame
 import pytest
+import zstandard
 from proxy_fakes import Grpc, found, popped, receive_request, stream
 
 from saturnmq.kernel.message import COMPRESSED
@@ -22,8 +25,9 @@ def received(body: bytes) -> pb.Message:
     return message
 
 
-def test_zlib_of_a_remoting_client_arrives_plain() -> None:
-    message = received(zlib.compress(PLAIN))
+@pytest.mark.parametrize("compress", [zlib.compress, lz4.frame.compress, zstandard.compress])
+def test_what_a_remoting_client_compressed_arrives_plain(compress: Callable[[bytes], bytes]) -> None:
+    message = received(compress(PLAIN))
     assert message.body == PLAIN
     assert message.system_properties.body_encoding == pb.IDENTITY
 
@@ -34,7 +38,13 @@ def test_zlib_of_a_remoting_client_arrives_plain() -> None:
         pytest.param(gzip.compress(PLAIN), id="gzip"),
         pytest.param(zlib.compress(PLAIN)[:-5], id="cut off"),
         pytest.param(zlib.compress(bytes(5 << 20)), id="larger than any message"),
-        pytest.param(b"\x28\xb5\x2f\xfd not zlib", id="another algorithm"),
+        pytest.param(lz4.frame.compress(PLAIN)[:-5], id="LZ4, cut off"),
+        pytest.param(lz4.frame.compress(bytes(5 << 20)), id="LZ4, larger than any message"),
+        pytest.param(b"\x04\x22\x4d\x18 not LZ4", id="LZ4, damaged"),
+        pytest.param(zstandard.compress(PLAIN)[:-5], id="ZSTD, cut off"),
+        pytest.param(zstandard.compress(bytes(5 << 20)), id="ZSTD, larger than any message"),
+        pytest.param(b"\x28\xb5\x2f\xfd not ZSTD", id="ZSTD, damaged"),
+        pytest.param(b"another algorithm", id="another algorithm"),
     ],
 )
 def test_anything_else_arrives_as_it_was_stored(body: bytes) -> None:
