@@ -76,12 +76,16 @@ class Worker:
         """From the start of a process to its end; the exit status. `heard`: it said something."""
         outlet = Outlet()
         descriptors = outlet.inheritance()
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            f"--worker={self.number}:{descriptors[0]}:{descriptors[1]}",
-            pass_fds=descriptors,
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                f"--worker={self.number}:{descriptors[0]}:{descriptors[1]}",
+                pass_fds=descriptors,
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        except OSError as error:
+            outlet.close()
+            return self._ended(error.errno or -1)
         self._passed = 0
         async for report in outlet.reports():
             self._outlet, self._report, self._heard_ms = outlet, report, self._clock.steady_ms()
@@ -92,7 +96,9 @@ class Worker:
             heard()
         self._outlet, self._report = None, NOTHING
         self._show("")
-        status = await self.process.wait()
+        return self._ended(await self.process.wait())
+
+    def _ended(self, status: int) -> int:
         if not self.started.done():
             self.started.set_result(False)
         return status

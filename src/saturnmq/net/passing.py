@@ -61,6 +61,13 @@ class Outlet:
         """The descriptors of the worker's end, for its process to be started with."""
         return self._workers_sockets.fileno(), self._workers_reports
 
+    def close(self) -> None:
+        """There will be no worker."""
+        self._sockets.close()
+        self._workers_sockets.close()
+        os.close(self._reports)
+        os.close(self._workers_reports)
+
     async def reports(self) -> AsyncIterator[Report]:
         """Until the worker is gone. Its process runs already: what it inherits is closed here."""
         self._workers_sockets.close()
