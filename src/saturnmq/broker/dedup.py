@@ -37,7 +37,7 @@ from saturnmq.wire import record
 log = logging.getLogger(__name__)
 
 #: commit-log offset, size, queue offset, store time; the queue that it was sent to; slot of the timer wheel, or -1
-_PLACE = Struct(">qiqqiq")
+_PLACE = Struct(">qiqqqq")
 #: of one read when the windows are made anew
 _READ_MESSAGES = 1024
 _READ_BYTES = 4 << 20
@@ -218,9 +218,9 @@ class _Rebuild:
         if names.TIMER_DEL_UNIQUE_KEY in properties:
             self._recalled[place] = position
         elif not _is_again(stored, properties, waits):
-            queue_id = int(properties[names.REAL_QUEUE_ID]) if waits else stored.queue_id
+            queue_id = _number(properties.get(names.REAL_QUEUE_ID)) if waits else stored.queue_id
             appended = Appended(position, stored.size, stored.queue_id, stored.queue_offset, stored.stored_ms)
-            slot_ms = int(properties[names.TIMER_OUT_MS]) if stored.topic == TIMER_TOPIC else None
+            slot_ms = _number(properties.get(names.TIMER_OUT_MS)) if stored.topic == TIMER_TOPIC else None
             if len(self._found) < self._most:
                 self._found[place] = _packed(Known(appended, queue_id, slot_ms))
             else:
@@ -254,6 +254,11 @@ def _is_again(stored: StoredMessage, properties: dict[str, str], waits: bool) ->
     delivered = not waits and names.REAL_TOPIC in properties
     rolled = waits and names.TIMER_ROLL_TIMES in properties
     return delivered or rolled or names.DLQ_RESENT in properties or bool(stored.sys_flag & TRANSACTION_MASK)
+
+
+def _number(text: str | None) -> int:
+    """Of a property that the broker wrote; 0 when something else did."""
+    return int(text) if text and text.isdecimal() and len(text) <= 18 else 0
 
 
 def _packed(known: Known) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saturnmq.kernel import properties as names
+from saturnmq.kernel.message import Message
 from saturnmq.kernel.topic import TopicConfig
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import Asked, OfflineBroker
@@ -225,3 +226,15 @@ def test_the_attribute() -> None:
     assert update("+dedup.window.seconds=0").code == 0
     send(offline, "ID")
     assert len(bodies(offline)) == 3
+
+
+def test_what_only_looks_like_a_message_that_waits_harms_no_start() -> None:
+    """Its properties are a client's: others may have written to the queue of the delay level."""
+    offline = broker()
+    for queue_id in ("", "x", "9" * 30):
+        message = Message("SCHEDULE_TOPIC_XXXX", 2, b"x", names.encode({"UNIQ_KEY": "ID"}), 7, bytes(8))
+        message.properties += names.encode({"REAL_TOPIC": "orders", **({"REAL_QID": queue_id} if queue_id else {})})
+        offline.store.append((message,))
+    offline.clock.run_soon()
+    again = offline.restart()
+    assert send(again, "OTHER").code == 0
