@@ -125,16 +125,21 @@ def test_nothing_there(admin: Admin, server: Server) -> None:
     assert dlq(server, "resend", group, "--all") == [f"group {group} has no dead letters there"]
 
 
+def bury(local: LocalServer, count: int) -> None:
+    """So many messages of `orders` that the group g gives up: id-0, id-1, …"""
+    connection = RemotingConnection(local.broker)
+    for number in range(count):
+        send = {"a": "p", "b": "orders", "c": "TBW102", "d": "1", "e": "0", "f": "0", "g": "7", "h": "0"}
+        _, sent = connection.ask(310, b"%d" % number, **send, i=f"UNIQ_KEY\x01id-{number}\x02")
+        back = {"offset": str(int(sent["msgId"][16:], 16)), "group": "g", "delayLevel": "-1"}
+        connection.call(36, b"", **back)
+    connection.close()
+
+
 @only_saturn
 def test_what_was_sent_again_is_known_after_a_crash() -> None:
     with LocalServer("--set", "flushDiskType=SYNC_FLUSH") as local:
-        connection = RemotingConnection(local.broker)
-        for number in range(3):
-            send = {"a": "p", "b": "orders", "c": "TBW102", "d": "1", "e": "0", "f": "0", "g": "7", "h": "0"}
-            _, sent = connection.ask(310, b"%d" % number, **send, i=f"UNIQ_KEY\x01id-{number}\x02")
-            back = {"offset": str(int(sent["msgId"][16:], 16)), "group": "g", "delayLevel": "-1"}
-            connection.call(36, b"", **back)
-        connection.close()
+        bury(local, 3)
         assert dlq(local, "resend", "g", "id-1") == ["1 sent again to orders"]
         local.kill()
         local.start()
@@ -147,6 +152,16 @@ def test_what_was_sent_again_is_known_after_a_crash() -> None:
         connection = RemotingConnection(local.broker)
         assert sorted(one.body for one in read_back(connection, "orders", 1)) == [b"0", b"0", b"1", b"1", b"2", b"2"]
         connection.close()
+
+
+@only_saturn
+def test_without_an_index_nobody_can_tell() -> None:
+    with LocalServer("--set", "messageIndexEnable=false") as local:
+        bury(local, 1)
+        assert json.loads(dlq(local, "export", "g")[0])["resent"] is None
+        with pytest.raises(AssertionError, match="messageIndexEnable"):
+            dlq(local, "resend", "g", "--all")
+        assert dlq(local, "resend", "g", "--all", "--again") == ["1 sent again to orders"]
 
 
 @only_saturn

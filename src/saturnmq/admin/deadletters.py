@@ -94,8 +94,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     def resent_sys_flag(self) -> int:
         return self.stored.sys_flag & ~(TRANSACTION_MASK | BORN_HOST_V6 | STORE_HOST_V6)
 
-    def as_json(self, *, resent: bool) -> dict[str, Any]:
-        """For people and programs; a body that is no text is in base64."""
+    def as_json(self, *, resent: bool | None) -> dict[str, Any]:
+        """For people and programs; a body that is no text is in base64. `resent` None: nobody knows."""
         stored = self.stored
         known = {
             "messageId": self.message_id,

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from saturnmq.admin.deadletters import DeadLetter
-from saturnmq.admin.operations import Operations
+from saturnmq.admin.operations import NotIndexed, Operations
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.errors import ProtocolError, SaturnError
 from saturnmq.kernel.host import Address
@@ -151,9 +151,9 @@ async def _list(operations: Operations, given: Namespace) -> int:
         if not count:
             print(f"{'DIED':<23}  {'MESSAGE ID':<34}  {'TOPIC':<20}  {'TRIES':>5}  {'REASON':<12}  {'AGAIN':<5}  KEYS")
         count += 1
-        told = letter.as_json(resent=await operations.is_resent(letter))
+        told = await _told(operations, letter)
         died = datetime.fromtimestamp(told["deadMs"] / 1000).isoformat(" ", "milliseconds")
-        again = "yes" if told["resent"] else "no"
+        again = {True: "yes", False: "no", None: "?"}[told["resent"]]
         print(
             f"{died}  {told['messageId']:<34}  {told['topic']:<20}  {told['reconsumeTimes']:>5}  "
             f"{told['reason'] or '-':<12}  {again:<5}  {' '.join(told['keys'])}"
@@ -164,9 +164,15 @@ async def _list(operations: Operations, given: Namespace) -> int:
 
 async def _export(operations: Operations, given: Namespace) -> int:
     async for letter in _letters(operations, given):
-        told = letter.as_json(resent=await operations.is_resent(letter))
-        print(msgspec.json.encode(told).decode())
+        print(msgspec.json.encode(await _told(operations, letter)).decode())
     return 0
+
+
+async def _told(operations: Operations, letter: DeadLetter) -> dict[str, Any]:
+    try:
+        return letter.as_json(resent=await operations.is_resent(letter))
+    except NotIndexed:
+        return letter.as_json(resent=None)
 
 
 async def _resend(operations: Operations, given: Namespace) -> int:
@@ -175,17 +181,20 @@ async def _resend(operations: Operations, given: Namespace) -> int:
     sent: set[str] = set()
     left_out = 0
     topics: dict[str, int] = {}
-    async for letter in _letters(operations, given):
-        to = {"topic": letter.topic, "group": ""}.get(given.to, given.to) or await operations.retry_topic_for(letter)
-        if letter.message_id not in sent and await operations.resend(letter, to, again=given.again):
-            topics[to] = topics.get(to, 0) + 1
-        else:
-            left_out += 1  # or it died twice
-        sent.add(letter.message_id)
-    for topic, count in topics.items():
-        print(f"{count} sent again to {topic}")
-    if left_out:
-        print(f"{left_out} were sent again before: left out (--again sends them once more)")
+    try:
+        async for letter in _letters(operations, given):
+            where = {"topic": letter.topic, "group": ""}.get(given.to, given.to)
+            to = where or await operations.retry_topic_for(letter)
+            if letter.message_id not in sent and await operations.resend(letter, to, again=given.again):
+                topics[to] = topics.get(to, 0) + 1
+            else:
+                left_out += 1  # or it died twice
+            sent.add(letter.message_id)
+    finally:  # what was done before an error was done
+        for topic, count in topics.items():
+            print(f"{count} sent again to {topic}")
+        if left_out:
+            print(f"{left_out} were sent again before: left out (--again sends them once more)")
     if not topics and not left_out:
         print(f"group {given.group} has no dead letters there")
     return 0

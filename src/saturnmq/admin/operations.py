@@ -30,6 +30,8 @@ _TOOLS = "TOOLS_CONSUMER"
 #: PullSysFlag: the request says what is wanted
 _SUBSCRIPTION = 4
 _PAGE = 32
+#: for an index that reads the log after a crash: 10 s
+_INDEX_WAITS, _INDEX_WAIT_S = 40, 0.25
 _LONG_MAX = (1 << 63) - 1
 #: the message is in the log, only not as safe yet as it should be
 _STORED = (
@@ -45,6 +47,10 @@ class Refused(SaturnError):
     def __init__(self, address: Address, code: int, remark: str) -> None:
         super().__init__(f"{address} answered {code}: {remark}")
         self.code = code
+
+
+class NotIndexed(SaturnError):
+    """The broker does not find a message by its id, and so cannot tell what became of it."""
 
 
 class Operations:
@@ -152,17 +158,16 @@ class Operations:
         return [answer.body] if found == place.upper() else []
 
     async def is_resent(self, letter: DeadLetter, *more_topics: str) -> bool:
-        """Whether the message was sent again since the letter: there is a message that says so. Raises SaturnError when
-        the broker could not know."""
+        """Whether the message was sent again since the letter: there is a message that says so. Raises NotIndexed."""
         broker, topics = letter.broker, dict.fromkeys([letter.topic, *letter.retry_topics, *more_topics])
         found = await asyncio.gather(*(self._records(broker, topic, letter.message_id) for topic in topics if topic))
         if any(letter.is_resent_as(data) for records in found for data in records):
             return True
         letters = await self._records(broker, dlq_topic(letter.group), letter.message_id)
         if names.UNIQUE_KEY in letter.properties and not letters:
-            raise SaturnError(
+            raise NotIndexed(
                 f"broker {letter.broker_name} does not find message {letter.message_id} by its id, so it cannot tell "
-                "whether it was sent again: its index is behind, or off (messageIndexEnable); wait, or use --again"
+                "whether it was sent again: is its index off (messageIndexEnable)? --again sends it without asking"
             )
         return False
 
@@ -265,7 +270,8 @@ class Operations:
         return {queue.broker_name: address for queue, address in (await self.queues(topic)).items()}
 
     async def _records(self, broker: Address, topic: str, message_id: str) -> list[bytes]:
-        """Of the topic, with this message id, as far as the index knows."""
+        """Of the topic, with this message id. Waits for an index that is behind the log; Apache's broker does that when
+        it starts. Raises NotIndexed."""
         header = headers.QueryHeader(
             topic=topic,
             key=message_id,
@@ -275,8 +281,12 @@ class Operations:
             unique_key_query="true",
         )
         fields = _fields(header)
-        answer = await self._ask(broker, RequestCode.QUERY_MESSAGE, fields, accept=(ResponseCode.QUERY_NOT_FOUND,))
-        return record.split(answer.body) if answer.code == ResponseCode.SUCCESS else []
+        for _ in range(_INDEX_WAITS):
+            answer = await self._ask(broker, RequestCode.QUERY_MESSAGE, fields, accept=(ResponseCode.QUERY_NOT_FOUND,))
+            if "indexBehind" not in answer.fields:
+                return record.split(answer.body) if answer.code == ResponseCode.SUCCESS else []
+            await asyncio.sleep(_INDEX_WAIT_S)
+        raise NotIndexed(f"the index of broker {broker} is behind its log, as after a crash: wait, or use --again")
 
     async def _ask_names(self, code: int, fields: Mapping[str, str]) -> Command:
         """The first NameServer that answers."""

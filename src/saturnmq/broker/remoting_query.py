@@ -29,20 +29,24 @@ class QueryHandlers:
         self._store, self._clients = broker.store, broker.clients
 
     def by_key(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
-        """The newest messages with the key, in the order of the log."""
+        """The newest messages with the key, in the order of the log. Ours: how much of the log was not looked through,
+        for those who must know that there are no more."""
         header = msgspec.convert(command.fields, QueryHeader, strict=False)
         kind, count = _KINDS.get(header.index_type or "", KeyKind.KEY), header.max_num
         if (header.unique_key_query or "").lower() == "true":
             kind, count = KeyKind.UNIQUE, self._store.config.default_query_max_num
         reply = self._store.query(header.topic, header.key, count, header.begin_timestamp, header.end_timestamp, kind)
-        return after(reply, self._found)
+        behind = self._store.index_behind
+        return after(reply, lambda records: self._found(records, behind))
 
-    def _found(self, records: list[bytes]) -> Response:
+    def _found(self, records: list[bytes], behind: int) -> Response:
         indexed_ms, indexed_position = self._store.indexed if records else (0, 0)
         fields = {
             "indexLastUpdateTimestamp": str(indexed_ms),
             "indexLastUpdatePhyoffset": str(indexed_position),
         }
+        if behind:
+            fields["indexBehind"] = str(behind)
         if not records:
             remark = "can not find message, maybe time range not correct"
             return Response(ResponseCode.QUERY_NOT_FOUND, remark, fields)

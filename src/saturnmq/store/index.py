@@ -119,6 +119,11 @@ class Index:
         """Its log position."""
         return self._files[-1].end_position if self._files else 0
 
+    @property
+    def behind(self) -> int:
+        """Bytes of the log that readers see and a query did not look through."""
+        return self._shown - self._position if self._enabled else 0
+
     # ---------------------------------------------------------------------------------------- opening, closing
 
     def open(self, *, crashed: bool, ours: bool, checkpoint_ms: int) -> None:

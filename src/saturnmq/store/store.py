@@ -720,6 +720,11 @@ class Store:
         """Store time and log position of the last message that a query can find; zeros when there is none."""
         return self._index.end_ms, self._index.end_position
 
+    @property
+    def index_behind(self) -> int:
+        """Bytes of the log that a query asked in this turn does not look through: after a crash, for a while."""
+        return self._index.behind
+
     def topics(self) -> list[str]:
         """Those with queues on disk."""
         return self._queues.topics()
