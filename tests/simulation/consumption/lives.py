@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import msgspec
 from campaign.process import HOUR_MS, Process, Settings, listen
@@ -26,6 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from saturnmq.broker import leasefile
 from saturnmq.disk.simulated import SimulatedDisk, everything_survives, nothing_survives
 from saturnmq.kernel import properties
 from saturnmq.kernel.config import NameserverConfig, ProxyConfig
@@ -105,6 +107,8 @@ class Consumers(RuleBasedStateMachine):
         self.hands: list[Hand] = []
         self.calls, self.names = count(), count()
         self.alive: set[str] = set()
+        #: id of the last one in order, and how many messages it wants
+        self.attempt = "attempt", 1
         self.server = Server(SimulatedDisk(), VirtualClock(), self.chance, self.settings)
         for group in GROUPS:  # who is new begins with the latest message
             self.take(group, "first", 1, 1, 0, None)
@@ -181,10 +185,15 @@ class Consumers(RuleBasedStateMachine):
         most=st.integers(1, 8),
         hidden_ms=st.sampled_from([1, 1_000, 10_000, 60_000]),
         wait_ms=st.sampled_from([0, 0, 0, 20_000]),
-        attempt=st.sampled_from([None, "x", "y"]),
+        attempt=st.sampled_from(["none", "new", "repeated"]),
     )
-    def receive(self, group: str, consumer: str, most: int, hidden_ms: int, wait_ms: int, attempt: str | None) -> None:
-        self.take(group, consumer, most, hidden_ms, wait_ms, attempt if group == "ordered" else None)
+    def receive(self, group: str, consumer: str, most: int, hidden_ms: int, wait_ms: int, attempt: str) -> None:
+        if group != "ordered" or attempt == "none":
+            self.take(group, consumer, most, hidden_ms, wait_ms, None)
+            return
+        if attempt == "new":
+            self.attempt = f"attempt {next(self.calls)}", most
+        self.take(group, consumer, self.attempt[1], hidden_ms, wait_ms, self.attempt[0])
 
     @rule(consumer=st.sampled_from("ab"), most=st.integers(1, 8), wait_ms=st.sampled_from([0, 0, 20_000]))
     def receive_pushed(self, consumer: str, most: int, wait_ms: int) -> None:
@@ -324,11 +333,28 @@ class ConsumersWithoutSync(Consumers):
     sync = False
 
 
+class ConsumersOfSnapshots(Consumers):
+    """Snapshots of the leases are taken all the time, a bit in each turn."""
+
+    @initialize(seed=st.integers(0, 1 << 32))
+    def begin(self, seed: int) -> None:
+        self.often = patch.multiple(leasefile, _MAX_BEHIND=1, _FRAME_ITEMS=1)
+        self.often.start()
+        super().begin(seed)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            if hasattr(self, "often"):
+                self.often.stop()
+
+
 def ignore(_: object) -> None:
     """Nobody is told."""
 
 
-LIVES: tuple[type[Consumers], ...] = (Consumers, ConsumersWithoutSync)
+LIVES: tuple[type[Consumers], ...] = (Consumers, ConsumersWithoutSync, ConsumersOfSnapshots)
 
 
 def live(kind: type[Consumers], *, seed: int, lives: int) -> tuple[int, str] | None:
