@@ -23,6 +23,10 @@ from test_remoting_push import (  # noqa: F401
 )
 from test_remoting_request import test_an_answer_comes_back  # noqa: F401
 from test_remoting_send import test_every_way_of_sending, test_offsets_by_bound_and_by_time  # noqa: F401
+from test_transaction_clients import (  # noqa: F401
+    test_a_remoting_producer_is_asked,
+    test_remoting_committed_and_rolled_back,
+)
 
 #: Apache's serves Remoting in Cluster mode only, see tests/oracle/test_proxies_by_remoting.py
 pytestmark = only_saturn
