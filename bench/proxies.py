@@ -3,7 +3,7 @@
 CPU of the Proxy processes per message with 1, 2 and 4 workers, which must stay within LIMIT of one; Apache's over
 the same broker beside it; and the memory of an idle client connection. Exits non-zero when a limit is broken.
 
-    bench/proxies.py [--rounds 2] [--messages 40000] [--idle 2000] [--skip-apache]
+    bench/proxies.py [--rounds 3] [--messages 40000] [--idle 2000] [--skip-apache]
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def rss_bytes(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--messages", type=int, default=40_000)
     parser.add_argument("--idle", type=int, default=2_000)
     parser.add_argument("--skip-apache", action="store_true")
