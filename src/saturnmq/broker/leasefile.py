@@ -224,8 +224,7 @@ class LeaseFile:
     # -------------------------------------------------------------------------------------------------- reading
 
     def load(self) -> Begin | None:
-        """Put its leases into place, and say what is to be replayed; None: there is no snapshot that can be used.
-        Raises OSError."""
+        """Put its leases into place, and say what is to be replayed; None: there is no snapshot that can be used."""
         disk = self._store.disk
         if not disk.exists(PATH):
             return None
@@ -236,7 +235,7 @@ class LeaseFile:
             if begin.version != _VERSION or not low <= begin.offset <= high:
                 raise ValueError(f"version {begin.version} of {begin.offset}, the timer topic has {low} to {high}")
             rows = [msgspec.msgpack.decode(payload, type=list[_Queue]) for payload in payloads]
-        except (ValueError, StopIteration) as error:
+        except (ValueError, StopIteration, OSError) as error:
             log.error("%s cannot be used, the leases are put together from the log: %s", PATH, error)
             return None
         for row in chain.from_iterable(rows):

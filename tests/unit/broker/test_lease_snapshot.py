@@ -131,6 +131,21 @@ def test_without_a_snapshot_the_leases_come_from_the_wheel_and_the_log(
     assert set(names(again.pop())) == everything - acked
 
 
+def test_a_snapshot_that_the_disk_does_not_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = PopStage()
+    taken(stage)
+    expected = in_flight(stage)
+    read_file = SimulatedDisk.read_file
+
+    def fails(disk: SimulatedDisk, path: str) -> bytes:
+        if path == PATH:
+            raise OSError(5, "Input/output error", path)
+        return read_file(disk, path)
+
+    monkeypatch.setattr(SimulatedDisk, "read_file", fails)
+    assert in_flight(stage.restart()) == expected
+
+
 def test_a_directory_of_an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its records stand in the revive topic, before their time."""
     written = ReviveRecords._message
