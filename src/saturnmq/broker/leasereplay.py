@@ -34,6 +34,7 @@ from saturnmq.broker.reviverecords import (
     CkBody,
     FifoBody,
     GoneBody,
+    Name,
     compact,
     parse_ack,
     parse_ck,
@@ -86,6 +87,8 @@ class LeaseReplay:
         self._found: list[tuple[CkBody, int, int]] = []
         self._ends: list[AckBody] = []
         self.count = 0
+        #: check points in the revive topic
+        self.in_revive: set[Name] = set()
         #: something is known from another broker's file alone
         self.took_over = False
 
@@ -158,6 +161,8 @@ class LeaseReplay:
         try:
             if tag == CK:
                 place = parse_ck(message.body), revive_queue_id, revive_offset
+                if revive_offset >= 0:
+                    self.in_revive.add(place[0].name)
                 if self._collects:
                     self._found.append(place)
                 else:
@@ -208,6 +213,7 @@ class LeaseReplay:
             body = parse_ck(message.body)
         except msgspec.MsgspecError:
             return  # as the original
+        self.in_revive.add(body.name)
         queue = self._leases.find(body.group, body.topic, body.queue_id)
         if queue is not None:
             check_point = self._leases.held(queue, body.offsets(), body.start, body.pop_ms)

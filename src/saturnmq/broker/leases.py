@@ -123,7 +123,7 @@ class Leases:
         self._number = 0
         #: the heap is rebuilt without stale entries when it is longer than this
         self._rebuild_at = _MIN_EXPIRIES
-        #: by revive queue: offset → check point whose record stands there; in order of offsets
+        #: by revive queue: offset → check point whose record stands there
         self._in_revive: defaultdict[int, dict[int, CheckPoint]] = defaultdict(dict)
         #: messages under lease
         self.in_flight = 0
@@ -234,7 +234,7 @@ class Leases:
 
     def first_in_revive(self, revive_queue_id: int) -> int | None:
         """Offset of the oldest record of the revive queue whose check point has messages under its lease."""
-        return next(iter(self._in_revive[revive_queue_id]), None)
+        return min(self._in_revive[revive_queue_id], default=None)
 
     # ----------------------------------------------------------------------------------------------- retention
 

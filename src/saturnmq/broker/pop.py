@@ -209,7 +209,7 @@ class Pops:
             self._store, self._revive_topic, self._config.revive_queue_num, self.leases, self._offsets, self._file,
             self._order_file, self._timers, self._clock.now_ms(),
         )  # fmt: skip
-        return after(chain(replay.run(), lambda _: self._keep(replay)), self._started)
+        return after(chain(replay.run(), lambda _: self._keep(replay)), lambda _: self._started(replay))
 
     def _keep(self, replay: LeaseReplay) -> Reply[None]:
         """What is not in the log, or only somewhere in it, is in a snapshot before anything else happens."""
@@ -218,8 +218,8 @@ class Pops:
         self._order_file.changed()
         return self._file.write(always=True)
 
-    def _started(self, _: None) -> None:
-        self._log.replayed()
+    def _started(self, replay: LeaseReplay) -> None:
+        self._log.replayed(replay.in_revive)
         self._revival.watch()
 
     def pending_from(self, end: int) -> Reply[int]:

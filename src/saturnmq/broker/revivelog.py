@@ -24,7 +24,7 @@ import msgspec
 from saturnmq.broker.leasefile import LeaseFile
 from saturnmq.broker.leases import CheckPoint, Leases
 from saturnmq.broker.offsets import OffsetTable
-from saturnmq.broker.reviverecords import ACK, BATCH_ACK, CK, AckBody, CkBody, ReviveRecords, parse_ack, parse_ck
+from saturnmq.broker.reviverecords import ACK, BATCH_ACK, CK, AckBody, CkBody, Name, ReviveRecords, parse_ack, parse_ck
 from saturnmq.broker.timermessages import Waiting
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.errors import ServiceUnavailable
@@ -67,8 +67,10 @@ class ReviveLog:
         #: offset in the timer topic → whose record it is, None when only we want it; not sorted in yet
         self._unsorted: dict[int, CheckPoint | None] = {}
         #: see `_drop`
-        self._dropped: set[tuple[str, str, int, int, int]] = set()
+        self._dropped: set[Name] = set()
         self._dropped_before = self._dropped
+        #: check points that were in the revive topic at the start, until all there have ended
+        self._found: set[Name] = set()
         #: replayed, and not closed
         self._ready = False
 
@@ -77,10 +79,11 @@ class ReviveLog:
         if not self._ready:
             raise ServiceUnavailable("the broker reads its leases after a restart, or stops; try again")
 
-    def replayed(self) -> None:
-        """The leases are known."""
-        self._ready = True
-        self._look()
+    def replayed(self, found: set[Name]) -> None:
+        """The leases are known, and which check points are in the revive topic."""
+        self._ready, self._found = True, found
+        if self._advance() or found:
+            self._advance_later()
 
     def append(self, messages: Sequence[Message], owners: Sequence[CheckPoint | None]) -> list[Appended]:
         """Messages, the last of which are the records of `owners`. Raises ServiceUnavailable."""
@@ -157,17 +160,18 @@ class ReviveLog:
             return True
         if found is None:
             return False
-        name = found.topic, found.group, found.queue_id, found.start, found.pop_ms
         if isinstance(found, AckBody):
-            return name not in self._dropped and name not in self._dropped_before
+            return found.name not in self._dropped and found.name not in self._dropped_before
         if self._held(found) is None:
-            self._drop(name)
+            self._drop(found.name)
             return False
         return True
 
-    def _drop(self, name: tuple[str, str, int, int, int]) -> None:
-        """Nor are the ends of this check point to be delivered, which come within a second or two. Forgetting it would
-        do no harm: nobody minds an end of nothing."""
+    def _drop(self, name: Name) -> None:
+        """Nor are the ends of this check point to be delivered, which come within a second or two, unless it was
+        delivered before a crash. Forgetting it would do no harm: nobody minds an end of nothing."""
+        if name in self._found:
+            return
         if len(self._dropped) >= _MAX_DROPPED:
             self._dropped_before, self._dropped = self._dropped, set()
         self._dropped.add(name)
@@ -194,6 +198,8 @@ class ReviveLog:
         self._timer = None
         if self._advance():
             self._advance_later()
+        else:
+            self._found.clear()
 
     def _advance(self) -> bool:
         """Commit what has ended. Whether something has not."""

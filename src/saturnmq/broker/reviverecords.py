@@ -24,6 +24,7 @@ and in them, ours:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import msgspec
 
@@ -39,6 +40,10 @@ CK, ACK, BATCH_ACK, FIFO, GONE = "ck", "ack", "bAck", "fifo", "gone"
 _ACK_INTERVAL_MS = 1000
 #: the revive queue id in handles of FIFO groups, which have no check points (common/KeyBuilder.java)
 ORDER_REVIVE_QUEUE = 999
+
+
+#: what tells a check point from all others
+Name: TypeAlias = "tuple[str, str, int, int, int]"
 
 
 class CkBody(msgspec.Struct, gc=False, rename={
@@ -61,6 +66,10 @@ class CkBody(msgspec.Struct, gc=False, rename={
     claim_ms: int | None = None
     changed: int = 0
 
+    @property
+    def name(self) -> Name:
+        return self.topic, self.group, self.queue_id, self.start, self.pop_ms
+
     def offsets(self) -> list[int]:
         """Of the messages that its bit map does not call done."""
         differences = self.differences or range(self.count)
@@ -80,6 +89,11 @@ class AckBody(msgspec.Struct, gc=False, rename={
     offsets: list[int] | None = None
     broker_name: str | None = None
     revived: int = 0
+
+    @property
+    def name(self) -> Name:
+        """Of its check point."""
+        return self.topic, self.group, self.queue_id, self.start, self.pop_ms
 
 
 class OrderInfo(msgspec.Struct, omit_defaults=True, rename={

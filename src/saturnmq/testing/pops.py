@@ -244,6 +244,10 @@ class PopStage:
     def restart(self) -> PopStage:
         """Stopped in order, and started again."""
         self.stop()
+        return self.begin_again()
+
+    def begin_again(self) -> PopStage:
+        """After `stop`."""
         return PopStage(self.disk, self.clock, **self._again)
 
     def stop(self) -> None:

@@ -62,6 +62,10 @@ def test_the_oldest_record_in_a_revive_queue() -> None:
     assert leases.first_in_revive(0) == 11, "the first one counts"
     leases.close(points[1], 1, 0, acknowledged=True)
     assert leases.first_in_revive(0) == 13
+    early = check_point(queue, 9, 1)
+    leases.grant(early)
+    leases.put_in_revive(early, 3)
+    assert leases.first_in_revive(0) == 3, "a snapshot does not come in their order"
     leases.forget_topic("t")
     assert leases.first_in_revive(0) is None
     assert leases.first_in_revive(7) is None

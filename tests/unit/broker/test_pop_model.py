@@ -393,9 +393,11 @@ class TakenOverPopLife(PopLife):
     @rule()
     def restart(self) -> None:
         stage, expected = self.stage, in_flight(self.stage)
-        super().restart()
+        stage.stop()
         disk = stage.disk.crashed(survives=everything_survives)
-        assert revived_by_apache(self.stage, disk, queues=2) == expected
+        assert revived_by_apache(stage, disk, queues=2) == expected
+        self.begin_again(stage.begin_again())
+        self.settle()
 
 
 for life in (PopLife, AsyncPopLife, SnapshotPopLife, TakenOverPopLife):

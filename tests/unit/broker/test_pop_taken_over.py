@@ -40,6 +40,19 @@ def test_a_lease_in_each_of_its_moments(after_ms: int, end: Callable[[PopStage],
     assert revived_by_apache(stage, end(stage)) == expected
 
 
+def test_an_end_follows_a_check_point_that_was_delivered_before_a_crash() -> None:
+    """The crash repeats the delivery, and now nobody holds the message any more."""
+    stage = PopStage(settings={"revive_queue_num": 1})
+    stage.send("a", "b")
+    stage.pop(max_messages=1, invisible_ms=10_000)
+    [b] = stage.pop(max_messages=1, invisible_ms=10_000)
+    stage.advance(9_100)
+    stage.ack(b)
+    stage = stage.kill()
+    stage.advance(1_400)
+    assert revived_by_apache(stage, killed(stage), queues=1) == in_flight(stage) == set()
+
+
 def test_what_is_acknowledged_soon_never_comes_into_the_wheel() -> None:
     stage = PopStage()
     for _ in range(100):
