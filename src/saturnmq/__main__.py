@@ -32,6 +32,7 @@ def main() -> None:
     if sys.argv[1:2] == ["admin"]:
         from saturnmq.admin import cli
 
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us, silently
         sys.exit(cli.main(sys.argv[2:]))
     command, given = parse(sys.argv[1:])
     if command == "version":

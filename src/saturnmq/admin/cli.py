@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -18,6 +17,5 @@ def main(arguments: Sequence[str]) -> int:
     online.add_commands(commands.add_parser)
     health.add_commands(commands.add_parser)
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us, silently
     code: int = given.run(given)
     return code
