@@ -141,6 +141,34 @@ def test_push_consumer_keeps_the_order_of_a_message_group(client: Client, admin:
     assert_ordered(messages, client.push(group, {topic: "*"}).take(len(messages)))
 
 
+def fail_in_order(client: Client, admin: Admin) -> list[list[tuple[bytes, bool]]]:
+    """Of each message group: what the listener of a FIFO push consumer was given, and whether it failed it, which it
+    does once with each message."""
+    topic, group = admin.create_topic("FIFO"), admin.create_group(fifo=True)
+    messages = fifo_messages(topic)[:6]
+    consumer = client.push(group, {topic: "*"}, failures=1)
+    client.producer(topic).send(messages)
+    given = defaultdict(list)
+    for one in consumer.take(2 * len(messages)):
+        given[one.message.message_group].append((one.message.body, one.failed))
+    return [given[f"line-{line}"] for line in range(3)]
+
+
+@pytest.mark.clients("python", "java")
+def test_a_failed_message_holds_up_those_behind_it(client: Client, admin: Admin) -> None:
+    assert fail_in_order(client, admin) == [
+        [(b"%d" % number, failed) for number in (line, line + 3) for failed in (True, False)] for line in range(3)
+    ]
+
+
+@pytest.mark.clients("go")
+def test_failed_messages_of_an_order_in_go(client: Client, admin: Admin) -> None:
+    """This client goes on with what it was given together with a failed message (consumer_service.go)."""
+    for line, given in enumerate(fail_in_order(client, admin)):
+        for failed in (True, False):
+            assert [body for body, was in given if was is failed] == [b"%d" % line, b"%d" % (line + 3)]
+
+
 @pytest.mark.clients(*WITH_RUST)
 def test_properties_too_large(client: Client, admin: Admin) -> None:
     topic = admin.create_topic()
