@@ -21,16 +21,19 @@ def offsets(server: Server, verb: str, group: str, topic: str, *arguments: str) 
     return done.stdout.splitlines()
 
 
-def test_a_group_that_is_not_there_is_sent_elsewhere(remoting: RemotingClient, admin: Admin, server: Server) -> None:
+def test_a_group_that_is_not_there_is_sent_elsewhere(
+    java_remoting: RemotingClient, admin: Admin, server: Server
+) -> None:
+    """Java's 5.x alone: the others take half a minute to go where their first pull is sent."""
     topic, group = admin.create_topic(), uuid.uuid4().hex
-    lived_before(remoting, group, topic)
-    producer = remoting.producer()
+    lived_before(java_remoting, group, topic)
+    producer = java_remoting.producer()
     producer.send([Message(topic, b"skipped")])
     lines = offsets(server, "skip", group, topic)
     assert len(lines) == 4
     assert sorted(int(line.split()[-1]) for line in lines) == [0, 0, 0, 1]
     producer.send([Message(topic, b"later")])
-    consumer = remoting.push(group, {topic: "*"})
+    consumer = java_remoting.push(group, {topic: "*"})
     assert [one.message.body for one in consumer.received(1)] == [b"later"]
     assert not consumer.take(1, timeout_s=0.5)
     offsets(server, "reset", group, topic, "--to", "earliest")
