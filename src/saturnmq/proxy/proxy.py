@@ -55,7 +55,7 @@ from saturnmq.kernel.topic import (
 )
 from saturnmq.proxy.receipts import Receipts, after_change, give_back, settle
 from saturnmq.proxy.routing import Routing, TopicView
-from saturnmq.proxy.sessions import Client, Sessions
+from saturnmq.proxy.sessions import Sessions
 from saturnmq.wire import record
 
 logger = logging.getLogger(__name__)
@@ -125,29 +125,20 @@ class Proxy:
         self.routing = Routing(brokers, cluster, routes, clock)
         self.sessions = Sessions(cluster, clock, config.channel_expired_timeout)
         self.receipts = Receipts(cluster, config, clock)
-        self.sessions.on_gone = self._client_gone
-        #: by client: who waits to receive, and what is under way for them
-        self._receiving: dict[str, dict[Later[ReceiveResult], Later[ReceiveResult]]] = {}
+        self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
+        #: who waits to receive, and what is under way for them
+        self._receiving: dict[Later[ReceiveResult], Later[ReceiveResult]] = {}
         self._draining = False
 
     def drain(self) -> bool:
         """Who waits for messages hears now that there are none, and nobody gets any more. Whether anybody waited."""
         self._draining = True
         self.receipts.hand_over()
-        waited = bool(self._receiving)
-        for client_id in list(self._receiving):
-            self._send_away(client_id)
-        return waited
-
-    def _client_gone(self, client: Client) -> None:
-        """It takes nothing any more: what its long polls got would count as an attempt that nobody made."""
-        self._send_away(client.client_id)
-        self.receipts.client_gone(client.client_id)
-
-    def _send_away(self, client_id: str) -> None:
-        for answer, under_way in self._receiving.pop(client_id, {}).items():
+        receiving, self._receiving = self._receiving, {}
+        for answer, under_way in receiving.items():
             under_way.cancel()
             answer.resolve(NOTHING)
+        return bool(receiving)
 
     def close(self) -> None:
         """Stop. The leases of push consumers go on at the broker: who is back soon, here or elsewhere, settles them."""
@@ -289,31 +280,23 @@ class Proxy:
         if self._draining:
             return NOTHING
         reply = chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
-        return self._while_there(request.client_id, reply) if isinstance(reply, Later) else reply
+        return self._until_drained(reply) if isinstance(reply, Later) else reply
 
-    def _while_there(self, client_id: str, under_way: Later[ReceiveResult]) -> Later[ReceiveResult]:
-        """As long as the client is, and this Proxy does not stop."""
-
-        def over() -> None:
-            polls = self._receiving[client_id]
-            del polls[answer]
-            if not polls:
-                del self._receiving[client_id]
-
+    def _until_drained(self, under_way: Later[ReceiveResult]) -> Later[ReceiveResult]:
         def cancel() -> None:
-            over()
+            del self._receiving[answer]
             under_way.cancel()
 
         def received(result: ReceiveResult) -> None:
-            over()
+            del self._receiving[answer]
             answer.resolve(result)
 
         def failed(error: BaseException) -> None:
-            over()
+            del self._receiving[answer]
             answer.fail(error)
 
         answer: Later[ReceiveResult] = Later(cancel)
-        self._receiving.setdefault(client_id, {})[answer] = under_way
+        self._receiving[answer] = under_way
         under_way.then(received, failed)
         return answer
 
@@ -387,6 +370,9 @@ class Proxy:
                     Received(message, properties, handle.encode(), broker, delivery, popped.reconsume_times)
                 )
         if request.auto_renew:
+            if messages and self.sessions.get(request.client_id) is None:
+                self.give_back(messages)  # the client left while this waited
+                return ReceiveResult(PopStatus.NOT_FOUND)
             for received in messages:
                 self.receipts.hold(
                     received.handle, request.client_id, broker, received.delivery, received.reconsume_times

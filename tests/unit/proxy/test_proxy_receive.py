@@ -230,19 +230,6 @@ def test_a_proxy_that_stops_answers_who_waits(client: Grpc) -> None:
     assert not client.proxy.drain(), "nobody waits"
 
 
-@pytest.mark.parametrize("auto_renew", [False, True])
-def test_who_leaves_takes_nothing_any_more(client: Grpc, auto_renew: bool) -> None:
-    """What its long polls got would go back to the group, as one more attempt that nobody made."""
-    cancelled: list[str] = []
-    client.broker.answers["pop"] = [Later(lambda: cancelled.append("pop"))]
-    call = client.receive(receive_request(auto_renew=auto_renew))
-    client.ask("NotifyClientTermination", pb.NotifyClientTerminationRequest(), pb.NotifyClientTerminationResponse)
-    assert cancelled == ["pop"]
-    assert stream(call)[0].code == pb.MESSAGE_NOT_FOUND
-    call.cancel()
-    assert not client.proxy.drain(), "nobody waits"
-
-
 def test_a_client_that_reads_slowly(client: Grpc) -> None:
     call = client.call()
     messages = [popped() for _ in range(3)]
@@ -419,3 +406,16 @@ def test_auto_renew_switched_off() -> None:
     client = Grpc(ProxyConfig(enable_proxy_auto_renew=False))
     client.broker.add_topic("t")
     assert refused(client, receive_request(auto_renew=True)).code == pb.ILLEGAL_INVISIBLE_TIME
+
+
+def test_a_push_consumer_that_ended_while_it_waited(client: Grpc) -> None:
+    waiting: Later[PopResult] = Later()
+    client.broker.answers["pop"] = [waiting]
+    call = client.receive(receive_request(auto_renew=True))
+    client.proxy.sessions.leave("client-1")
+    one = popped()
+    waiting.resolve(found([one]))
+    status, messages = stream(call)
+    assert (status.code, messages) == (pb.MESSAGE_NOT_FOUND, [])
+    assert client.broker.settled == [("change", one.queue_offset, 1000)]
+    assert len(client.proxy.receipts) == 0
