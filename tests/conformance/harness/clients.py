@@ -46,7 +46,7 @@ from typing import IO, Any, TypeVar
 
 START_TIMEOUT_S = 30
 #: more than any client's own time-out with its retries
-ANSWER_TIMEOUT_S = 40
+ANSWER_TIMEOUT_S = 60
 #: shorter ones are refused by Apache's ReceiveMessage
 MIN_INVISIBLE_MS = 10_000
 
