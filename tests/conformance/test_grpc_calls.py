@@ -1,6 +1,6 @@
 """What gRPC libraries do that official clients do not: gzip, deadlines, cancels, long conversations, 130 MiB.
 
-Python's, Go's and Node's, each on a connection of its own.
+Java's, Python's, Go's and Node's, each on a connection of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import grpc
 import pytest
 from harness.admin import Admin
 from harness.grpc_variants import GRPC_DEFAULTS
-from harness.programs import GO, ProgramSource, built_or_skipped
+from harness.programs import GO, JAVA, ProgramSource, built_or_skipped
 from harness.servers import Server
 
 from saturnmq.wire.grpc import GrpcStatus
@@ -25,6 +25,7 @@ from saturnmq.wire.proto import rocketmq_pb2 as pb
 SERVICE = "/apache.rocketmq.v2.MessagingService"
 MIB = 1 << 20
 GRPC_GO = ProgramSource("grpc_go", GO)
+GRPC_JAVA = ProgramSource("grpc_java", JAVA)
 #: an unknown field of this size, whose content follows
 UNKNOWN_FIELD = b"\xfa\x7d"
 
@@ -107,6 +108,9 @@ def by_program(source: ProgramSource, *command: str) -> Caller:
 
 
 CALLERS: dict[str, Caller] = {
+    "java": by_program(
+        GRPC_JAVA, "java", "-Xmx1g", "-XX:+UseSerialGC", "-cp", "target/classes:target/dependency/*", "Client"
+    ),
     "python": by_python,
     "go": by_program(GRPC_GO, "./client"),
     "node": by_program(GRPC_DEFAULTS["node"].source, "node", "calls.js"),
