@@ -2,8 +2,8 @@
 
 kill -9, SIGSTOP, restart, partition and slow link, of each Proxy and each Broker, in an order that the seed gives.
 Producers (Java, Go) and consumers (Go's push consumer, Python's simple consumer, a group each) know the three Proxies.
-Every message whose send was answered must come to both groups; what comes twice is counted. The links from clients to
-Proxies and from Proxies to Brokers are forwarders on loopback, which can hold up what passes.
+Every message whose send was answered must come to both groups; what comes twice is counted. Each server stands in a
+network namespace of its own, which needs root, else on loopback (`long_network`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "conformance"))
 
 from harness.admin import Admin
 from harness.clients import Client, ClientError, ClientProcess, Delivery, Message, Producer, SimpleConsumer
-from harness.forwarder import Forwarder
 from harness.grpc_variants import GRPC_DEFAULTS
 from harness.processes import wait_for_route
 from harness.programs import built_or_skipped
 from harness.servers import free_broker_port, free_port
+from long_network import Loopback, Namespaces, network
 
 from saturnmq.testing.server import ServerProcess
 
@@ -38,21 +39,26 @@ BROKERS, PROXIES = ("broker-a", "broker-b"), ("proxy-1", "proxy-2", "proxy-3")
 #: threads of each producing client, and how long each waits between its sends: the load shares the machine's cores
 SENDERS, SEND_S = 3, 0.03
 RECEIVERS = 4
-FAULT_S, REST_S, SLOW_S = 8.0, 4.0, 0.15
+FAULT_S, REST_S = 8.0, 4.0
 #: for leases to end, and for clients to find back after the last fault
 SETTLE_S = 200.0
 
 
 class Server:
-    """A process on a port that it keeps, and the link that leads to it. Owner of both."""
+    """A process at an address that it keeps, and the link that leads to it. Owner of both."""
 
-    def __init__(self, opened: ExitStack, home: Path, name: str, port: int, *arguments: str) -> None:
+    def __init__(
+        self, opened: ExitStack, home: Path, net: Namespaces | Loopback, name: str, port: int, *arguments: str
+    ) -> None:
         self.name = name
-        self.link = opened.enter_context(Forwarder(f"127.0.0.1:{port}"))
-        command, *more = (argument.format(link=self.link.port) for argument in arguments)
+        self.link = net.place()
+        #: where the others reach it
+        self.address = self.link.address(port)
+        command, *more = (argument.format(name=name, address=self.address) for argument in arguments)
         files = home / name
-        given = (f"--port={port}", "--http-port=0", f"--data-dir={files / 'data'}", *more)
-        self.process = ServerProcess(command, *given, home=files)
+        given = (f"--host={self.link.host}", f"--port={port}", "--http-port=0", f"--data-dir={files / 'data'}", *more)
+        within = (*self.link.command, sys.executable, "-m", "saturnmq")
+        self.process = ServerProcess(command, *given, home=files, command=within)
         opened.callback(lambda: self.process.running and self.process.kill())
         self.process.start()
 
@@ -77,9 +83,9 @@ class Server:
         self.link.heal()
 
     def slow_link(self) -> None:
-        self.link.delay_s = SLOW_S
+        self.link.slow_down()
         time.sleep(FAULT_S)
-        self.link.delay_s = 0
+        self.link.speed_up()
 
 
 FAULTS: tuple[Callable[[Server], None], ...] = (
@@ -151,25 +157,17 @@ class Stage:
 
     def __init__(self, home: Path, opened: ExitStack) -> None:
         self._home, self._opened, self._threads = home, opened, list[threading.Thread]()
-        names = ServerProcess("namesrv", "--port=0", "--http-port=0", f"--data-dir={home / 'names'}", home=home / "n")
+        net = network(opened, partial(print, flush=True))
+        arguments = (f"--host={net.host}", "--port=0", "--http-port=0", f"--data-dir={home / 'names'}")
+        names = ServerProcess("namesrv", *arguments, home=home / "n")
         names.start()
         opened.callback(names.kill)
         namesrv = names.ready["namesrv"]
-        advertised = ("--set=brokerName={name}", "--advertise=broker=127.0.0.1:{{link}}")
+        named = ("--set=brokerName={name}", "--advertise=broker={address}")
         self.brokers = [
-            Server(
-                opened,
-                home,
-                name,
-                free_broker_port(),
-                "broker",
-                "-n",
-                namesrv,
-                *(a.format(name=name) for a in advertised),
-            )
-            for name in BROKERS
+            Server(opened, home, net, name, free_broker_port(), "broker", "-n", namesrv, *named) for name in BROKERS
         ]
-        wait_for_route(namesrv, {broker.name: f"127.0.0.1:{broker.link.port}" for broker in self.brokers})
+        wait_for_route(namesrv, {broker.name: broker.address for broker in self.brokers})
         for broker in self.brokers:
             admin = Admin(namesrv, broker.process.ready["broker"])
             admin.create_topic(name=TOPIC)
@@ -177,7 +175,7 @@ class Stage:
                 admin.create_group(name=group)
             admin.close()
         self.proxies = [
-            Server(opened, home, name, free_port(), "proxy", "--proxy-remoting-port=0", "-n", namesrv)
+            Server(opened, home, net, name, free_port(), "proxy", "-n", namesrv, "--proxy-remoting-port=0")
             for name in PROXIES
         ]
 
@@ -186,7 +184,7 @@ class Stage:
         folder = built_or_skipped(variant.source)
         process = ClientProcess(list(variant.source.toolchain.run), folder, self._home / f"client-{language}", {})
         self._opened.callback(process.kill)
-        endpoints = ";".join(f"127.0.0.1:{proxy.link.port}" for proxy in self.proxies)
+        endpoints = ";".join(proxy.address for proxy in self.proxies)
         return Client(process, endpoints, tls=variant.tls)
 
     def load(self, ledger: Ledger) -> None:
@@ -208,16 +206,18 @@ class Stage:
 
 
 def drill(stage: Stage, ledger: Ledger, chance: random.Random, end_s: float) -> None:
-    begin_s = time.monotonic()
+    begin_s, done = time.monotonic(), Counter[str]()
     while time.monotonic() < end_s:
         rounds = [(fault, server) for fault in FAULTS for server in (*stage.proxies, *stage.brokers)]
         chance.shuffle(rounds)
         for fault, server in rounds:
             fault(server)
+            done[fault.__name__] += 1
             time.sleep(REST_S)
             print(f"{time.monotonic() - begin_s:6.0f} s: {fault.__name__} of {server.name}: {ledger}", flush=True)
             if time.monotonic() > end_s:
                 break
+    print(f"{done.total()} faults: {', '.join(f'{number} {name}' for name, number in done.items())}", flush=True)
 
 
 def settle(ledger: Ledger) -> None:
