@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where logs and data are kept; else in a directory that goes away")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # or the network would stay
     ledger = Ledger()
     with ExitStack() as opened:
         home = options.home or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="saturnmq-drill-")))
