@@ -100,8 +100,9 @@ class Namespaces:
         space = f"{self._name}-{self._places}"
         host = f"{self._net}.{1 + self._places}"
         self._make(("ip", "netns", "del", space), "ip", "netns", "add", space)
-        # its end of the link goes with it, and with that the other one
-        _run("ip", "link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
+        # what a dead server has not said yet keeps its namespace, and the link in it, for minutes
+        ends = (space, "type", "veth", "peer", "name", "eth0", "netns", space)
+        self._make(("ip", "link", "del", space), "ip", "link", "add", *ends)
         _run("ip", "link", "set", space, "master", self._name, "up")
         place = _InNamespace(space, host)
         place.run("ip", "address", "add", f"{host}/24", "dev", "eth0")
