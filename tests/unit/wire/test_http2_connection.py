@@ -563,7 +563,7 @@ def test_settings_change_the_windows_of_streams() -> None:
     assert receive(connection, frames.window_update(1, 6)) == []
     assert data_sizes(connection) == []
     receive(connection, setting(initial_window_size=9))
-    assert data_sizes(connection) == [(1, 5)]
+    assert sent(connection) == [(frames.SETTINGS, frames.ACK, 0, b""), (frames.DATA, 0, 1, b"x" * 5)]
     assert receive(connection, setting(initial_window_size=100)) == [StreamWritable(stream)]
     assert data_sizes(connection) == [(1, 15)]
 

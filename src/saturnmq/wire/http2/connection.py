@@ -435,9 +435,9 @@ class ServerConnection:
         window = self._peer_stream_window
         for key, value in frames.SETTING.iter_unpack(payload):
             self._apply(key, value)
+        self._put(frames.frame(frames.SETTINGS, frames.ACK, 0))  # before what the new window lets out
         if self._peer_stream_window != window:  # once, however often it stands there: it is work for every stream
             self._change_windows(self._peer_stream_window - window)
-        self._put(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if not self.ready:
             self.ready = True
             self._expected = ANY
