@@ -54,6 +54,21 @@ class Lookups(Generic[T]):
                 if key not in self._waiting:
                     self._look_up(key)
                 return value
+        return self._answer(key)
+
+    def renewed(self, key: str, age_ms: int) -> Reply[T]:
+        """As `get`, where nothing that was said so long ago will do unless nobody can be reached."""
+        known = self._known.get(key)
+        if known is not None and age_ms <= self._clock.steady_ms() - known[0] < self._kept.fresh_ms:
+            return self._answer(key)
+        return self.get(key)
+
+    def last(self, key: str) -> T | None:
+        """What was said, however long ago; None: nothing, or that there is none."""
+        known = self._known.get(key)
+        return None if known is None or isinstance(known[1], SaturnError) else known[1]
+
+    def _answer(self, key: str) -> Later[T]:
         later: Later[T] = Later()
         if key in self._waiting:
             self._waiting[key].append(later)

@@ -220,7 +220,15 @@ class Cluster:
         return [broker for broker in self.brokers.values() if broker.cluster == cluster and broker.takes_sends]
 
     def route(self, topic: str) -> Reply[TopicRoute]:
-        return self._routes.get(topic)
+        """While none of its brokers can be reached NameServers are asked every second: others may have come back."""
+
+        def check(route: TopicRoute) -> Reply[TopicRoute]:
+            return route if self._is_reachable(route) else self._routes.renewed(topic, RETRY_MS)
+
+        return chain(self._routes.get(topic), check)
+
+    def _is_reachable(self, route: TopicRoute) -> bool:
+        return any(self.brokers[data.broker_name].link.reachable for data in route.broker_datas)
 
     def topic_config(self, topic: str) -> Reply[TopicConfig | None]:
         return rescue(lambda: self._topics.get(topic), TopicNotFound, lambda _: None)
@@ -231,12 +239,19 @@ class Cluster:
 
     # ----------------------------------------------------------------------------------------------- looking up
 
-    def _route(self, topic: str) -> Later[TopicRoute]:
+    def _route(self, topic: str) -> Reply[TopicRoute]:
         def learn(route: TopicRoute) -> TopicRoute:
             self.brokers.learn(route.broker_datas)
             return route
 
-        return self._names.route(topic).map(learn)
+        def missing(error: SaturnError) -> TopicRoute:
+            """Brokers that start again are not named until they are there."""
+            last = self._routes.last(topic)
+            if last is None or self._is_reachable(last):
+                raise error
+            return last
+
+        return rescue(lambda: self._names.route(topic).map(learn), TopicNotFound, missing)
 
     def _topic(self, topic: str) -> Reply[TopicConfig]:
         def ask(route: TopicRoute) -> Reply[TopicConfig]:

@@ -194,10 +194,18 @@ class Proxy:
                 raise error
             return send_to(other)
 
-        if message_group or view.is_on_one_broker:
+        if message_group:
             return send_to(queue)
         if not self.brokers[queue.broker_name].takes_sends:
-            queue = view.choose_other_queue(self.brokers, queue) or queue
+            other = view.choose_other_queue(self.brokers, queue)
+            if other is None:
+                return chain(
+                    self.routing.anew(view.topic),
+                    lambda view: send_to(view.choose_other_queue(self.brokers, queue) or queue),
+                )
+            queue = other
+        if view.is_on_one_broker:
+            return send_to(queue)
         return rescue(lambda: send_to(queue), (Unreachable, ServiceUnavailable), send_elsewhere)
 
     def check_type(self, topic: str, sent: MessageType) -> Reply[None]:

@@ -94,6 +94,11 @@ class Routing:
         """Raises TopicNotFound. With devAutoCreate the broker creates what it is asked for."""
         return chain(self._cluster.topic_config(topic), partial(self._of, topic))
 
+    def anew(self, topic: str) -> Reply[TopicView]:
+        """After brokers of the view could not be reached: others may have come. Raises TopicNotFound."""
+        self._views.pop(topic, None)
+        return self.view(topic)
+
     def _of(self, topic: str, config: TopicConfig | None) -> Reply[TopicView]:
         if config is None:
             self._views.pop(topic, None)

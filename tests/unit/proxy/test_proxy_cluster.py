@@ -6,6 +6,7 @@ import pytest
 from cluster_stage import NAMES, ClusterStage, handle_of
 from proxy_fakes import receive_request
 
+from saturnmq.kernel.errors import TopicNotFound
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.topic import GroupConfig
 from saturnmq.nameserver import remoting as nameserver_remoting
@@ -121,6 +122,33 @@ def test_the_other_brokers_go_on_without_a_dead_one() -> None:
     for number in range(6, 10):
         assert stage.send(b"%d" % number).status.code == pb.OK
     assert [name for name, _ in stage.stored()].count("broker-b") == 2
+
+
+def test_a_route_without_a_broker_that_can_be_reached_is_asked_for_again() -> None:
+    stage = ClusterStage()
+    stage.add_topic("t")
+    stage.send(b"first")
+    other = stage.add_broker("broker-b")
+    stage.add_topic("t")
+    other.broker.register(stage.names.routes, stage.address("broker-b"))
+    stage.network.dead.add(stage.address("broker-a"))
+    stage.clock.advance(2_000)
+    assert stage.send(b"second").status.code == pb.PROXY_TIMEOUT, "only now is known that it is gone"
+    assert stage.send(b"third").status.code == pb.OK
+    assert stage.stored() == [("broker-a", b"first"), ("broker-b", b"third")]
+
+
+def test_a_broker_that_starts_again_is_not_known_for_a_while() -> None:
+    stage = ClusterStage()
+    stage.add_topic("t")
+    stage.send(b"first")
+    stage.network.dead.add(stage.address("broker-a"))
+    stage.names.routes.unregister("DefaultCluster", "broker-a", str(stage.address("broker-a")))
+    with pytest.raises(TopicNotFound):
+        stage.names.routes.route("t")
+    for _ in range(3):
+        assert stage.send().status.code == pb.PROXY_TIMEOUT, "not TOPIC_NOT_FOUND, which clients do not repeat"
+        stage.clock.advance(1_100)
 
 
 def test_messages_of_a_group_go_to_no_other_broker() -> None:

@@ -95,6 +95,20 @@ def test_what_cannot_be_asked_is_what_it_was() -> None:
     assert asked.get().value == "v"
 
 
+def test_what_is_doubted_is_asked_for_before_its_time() -> None:
+    asked = Asked(Kept(fresh_ms=20_000, usable_ms=300_000))
+    assert asked.lookups.last("k") is None
+    asked.get()
+    asked.waiting.pop().resolve("v")
+    asked.clock.advance(999)
+    assert asked.lookups.renewed("k", 1_000) == "v"
+    asked.clock.advance(1)
+    renewed = Answer(lambda: asked.lookups.renewed("k", 1_000))
+    asked.waiting.pop().fail(ConnectionLost("gone"))
+    assert renewed.value == asked.lookups.last("k") == "v"
+    assert asked.lookups.renewed("k", 1_000) == "v", "nobody waits for somebody who may not be there"
+
+
 def test_what_is_missing_is_asked_for_again_soon() -> None:
     asked = Asked(Kept(fresh_ms=20_000, usable_ms=300_000, missing_ms=1_000))
     first = asked.get()
