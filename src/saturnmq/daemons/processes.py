@@ -430,7 +430,7 @@ class Proxy(Daemon):
         return self.cluster.trouble()
 
     async def _drain(self) -> None:
-        waited = self.proxy.drain()
+        waited = self.proxy.drain() | self.cluster.drain()
         await self.close_servers()
         if waited:  # a broker may have answered just then: that goes back to its group
             await asyncio.sleep(LINGER_MS / 1000)

@@ -198,6 +198,11 @@ class Cluster:
         ask()
         return tried
 
+    def drain(self) -> bool:
+        """Who waits for messages of any broker hears now that there are none. Whether anybody waited."""
+        waited = [broker.drain() for broker in self.brokers.values()]
+        return any(waited)
+
     def close(self) -> None:
         self.heartbeats.close()
         self.presence.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from saturnmq.kernel.clock import Clock
 from saturnmq.kernel.errors import (
@@ -98,10 +98,21 @@ class RemoteBroker:
         self._ask, self._clock = self.link.ask, clock
         #: it is ours, as its answer to a heart-beat shows
         self.keeps_leases = False
+        #: who waits for messages, and how to tell them that there are none
+        self._polls: dict[Later[Any], Callable[[], None]] = {}
+        self._draining = False
 
     @property
     def takes_sends(self) -> bool:
         return self.link.takes_sends
+
+    def drain(self) -> bool:
+        """Who waits for messages hears now that there are none, and nobody waits any more. Whether anybody waited."""
+        self._draining = True
+        polls, self._polls = self._polls, {}
+        for answer_nothing in polls.values():
+            answer_nothing()
+        return bool(polls)
 
     # --------------------------------------------------------------------------------------------------- sends
 
@@ -172,7 +183,7 @@ class RemoteBroker:
     # ------------------------------------------------------------------------------------------------ consuming
 
     def pull(self, request: PullRequest) -> Later[PullResult]:
-        wanted = request.subscription
+        wanted, wait_ms = request.subscription, self._wait_ms(request.wait_ms)
         fields = {
             "consumerGroup": request.group,
             "topic": request.queue.topic,
@@ -180,12 +191,10 @@ class RemoteBroker:
             "queueOffset": str(request.offset),
             "maxMsgNums": str(request.max_messages),
             "sysFlag": str(
-                _SUBSCRIPTION
-                | (_SUSPEND if request.wait_ms else 0)
-                | (_COMMIT_OFFSET if request.commit_offset >= 0 else 0)
+                _SUBSCRIPTION | (_SUSPEND if wait_ms else 0) | (_COMMIT_OFFSET if request.commit_offset >= 0 else 0)
             ),
             "commitOffset": str(max(request.commit_offset, 0)),
-            "suspendTimeoutMillis": str(request.wait_ms),
+            "suspendTimeoutMillis": str(wait_ms),
             "subVersion": str(wanted.version),
             "subscription": wanted.expression,
             "expressionType": wanted.expression_type,
@@ -193,17 +202,20 @@ class RemoteBroker:
         if request.max_bytes:
             fields["maxMsgBytes"] = str(request.max_bytes)
         code = RequestCode.LITE_PULL_MESSAGE if request.lite else RequestCode.PULL_MESSAGE
-        return self._ask(code, fields, _pulled, wait_ms=request.wait_ms)
+        offset = request.offset
+        nothing = PullResult(status=PullStatus.NOT_FOUND, next_offset=offset, min_offset=offset, max_offset=offset)
+        return self._poll(self._ask(code, fields, _pulled, wait_ms=wait_ms), nothing)
 
     def pop(self, request: PopRequest) -> Later[PopResult]:
         """What comes for somebody who does not want it any more goes back to the group at once."""
+        wait_ms = self._wait_ms(request.wait_ms)
         fields = {
             "consumerGroup": request.group,
             "topic": request.topic,
             "queueId": str(request.queue_id),
             "maxMsgNums": str(request.max_messages),
             "invisibleTime": str(request.invisible_ms),
-            "pollTime": str(request.wait_ms),
+            "pollTime": str(wait_ms),
             "bornTime": str(self._clock.now_ms()),
             "initMode": _FROM_LATEST if request.from_latest else _FROM_FIRST,
             "exp": request.subscription.expression,
@@ -212,17 +224,36 @@ class RemoteBroker:
         }
         if request.attempt_id is not None:
             fields["attemptId"] = request.attempt_id
-        popped: Later[PopResult] = Later()
-        asked = self._ask(RequestCode.POP_MESSAGE, fields, _popped, wait_ms=request.wait_ms)
+        asked = self._ask(RequestCode.POP_MESSAGE, fields, _popped, wait_ms=wait_ms)
+        return self._poll(asked, PopResult(status=PopStatus.POLLING_TIMEOUT), partial(self._give_back, request))
 
-        def deliver(result: PopResult) -> None:
-            if popped.pending:
-                popped.resolve(result)
-            else:
-                self._give_back(request, result)
+    def _wait_ms(self, wanted_ms: int) -> int:
+        return 0 if self._draining else wanted_ms
 
-        asked.then(deliver, popped.fail)
-        return popped
+    def _poll(self, asked: Later[T], nothing: T, give_back: Callable[[T], None] | None = None) -> Later[T]:
+        """`nothing` is the answer when this Proxy stops; `give_back` takes what comes for somebody who is gone."""
+
+        def cancel() -> None:
+            self._polls.pop(answer, None)
+            if give_back is None:
+                asked.cancel()
+
+        def deliver(result: T) -> None:
+            if answer.pending:
+                del self._polls[answer]
+                answer.resolve(result)
+            elif give_back is not None:
+                give_back(result)
+
+        def fail(error: BaseException) -> None:
+            if answer.pending:
+                del self._polls[answer]
+                answer.fail(error)
+
+        answer: Later[T] = Later(cancel)
+        self._polls[answer] = partial(answer.resolve, nothing)
+        asked.then(deliver, fail)
+        return answer
 
     def _give_back(self, request: PopRequest, result: PopResult) -> None:
         for message in result.messages:
@@ -287,11 +318,12 @@ class RemoteBroker:
     # ------------------------------------------------------------------------- consumers that keep their place
 
     def notify(self, request: PopRequest) -> Later[Notice]:
+        wait_ms = self._wait_ms(request.wait_ms)
         fields = {
             "consumerGroup": request.group,
             "topic": request.topic,
             "queueId": str(request.queue_id),
-            "pollTime": str(request.wait_ms),
+            "pollTime": str(wait_ms),
             "bornTime": str(self._clock.now_ms()),
             "order": str(request.fifo).lower(),
             "exp": request.subscription.expression,
@@ -299,7 +331,7 @@ class RemoteBroker:
         }
         if request.attempt_id is not None:
             fields["attemptId"] = request.attempt_id
-        return self._ask(RequestCode.NOTIFICATION, fields, _notice, wait_ms=request.wait_ms)
+        return self._poll(self._ask(RequestCode.NOTIFICATION, fields, _notice, wait_ms=wait_ms), Notice(False))
 
     def committed(self, group: str, queue: MessageQueue, *, zero_if_new: bool = True) -> Later[int]:
         fields = {**_queue(queue), "consumerGroup": group, "setZeroIfNotFound": str(zero_if_new).lower()}

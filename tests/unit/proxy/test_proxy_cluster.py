@@ -8,13 +8,16 @@ from proxy_fakes import receive_request
 
 from saturnmq.kernel.errors import TopicNotFound
 from saturnmq.kernel.host import Address
+from saturnmq.kernel.later import hear
 from saturnmq.kernel.topic import GroupConfig
 from saturnmq.nameserver import remoting as nameserver_remoting
+from saturnmq.proxy import remoting
 from saturnmq.testing.nameserver import name_server
+from saturnmq.testing.offline import OfflineConnection
 from saturnmq.wire.proto import rocketmq_pb2 as pb
 from saturnmq.wire.remoting.bodies import ClusterInfo, encode
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
-from saturnmq.wire.remoting.command import Response
+from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_HANDLE
 
 
@@ -281,6 +284,47 @@ def test_what_comes_for_somebody_who_left_goes_back(stage: ClusterStage) -> None
     stage.send(b"x")
     stage.clock.advance(1_500)
     assert [received.body for received in stage.take()] == [b"x"]
+
+
+WAITING = {"consumerGroup": "g", "topic": "t", "bname": "broker-a", "queueId": "0"}
+PULL = {"queueOffset": "7", "maxMsgNums": "1", "sysFlag": "6", "commitOffset": "0", "suspendTimeoutMillis": "15000"}
+POP = {"maxMsgNums": "1", "invisibleTime": "60000", "pollTime": "15000", "initMode": "0"}
+
+
+@pytest.mark.parametrize(
+    ("code", "fields", "answer", "answered"),
+    [
+        (RequestCode.PULL_MESSAGE, {**PULL, "subVersion": "0"}, ResponseCode.PULL_NOT_FOUND, {"nextBeginOffset": "7"}),
+        (RequestCode.POP_MESSAGE, POP, ResponseCode.POLLING_TIMEOUT, {}),
+        (RequestCode.NOTIFICATION, {"pollTime": "15000"}, ResponseCode.SUCCESS, {"hasMsg": "false"}),
+    ],
+)
+def test_who_waits_over_remoting_is_answered_when_the_proxy_stops(
+    stage: ClusterStage, code: int, fields: dict[str, str], answer: int, answered: dict[str, str]
+) -> None:
+    stage.add_topic("t")
+    for _ in range(7):
+        stage.send()
+    stage.take()
+    handler = remoting.table(stage.proxy, lambda address: address)[code]
+
+    def ask() -> list[object]:
+        said: list[object] = []
+        hear(handler(Command(code, 1, fields={**WAITING, **fields}), OfflineConnection()), said.append, said.append)
+        return said
+
+    waiting, left = ask(), ask()
+    assert waiting == left == []
+    assert stage.cluster.drain()
+    for (response,) in (waiting, left, ask()):
+        assert isinstance(response, Response)
+        assert response.code == answer, "the last one did not wait at all"
+        assert answered.items() <= response.fields.items()
+    assert not stage.cluster.drain(), "nobody waits"
+    stage.send(b"late")
+    stage.clock.advance(2_000)
+    stage.start_proxy()
+    assert [message.body for message in stage.take()] == [b"late"], "what came for them goes back"
 
 
 def test_a_broker_of_ours_keeps_the_handle_of_a_push_consumer(stage: ClusterStage) -> None:
