@@ -44,12 +44,12 @@ class Arrived(Protocol):
 class Waiter:
     """One consumer that waits. Owner: the LongPolls it came from, until it is woken, timed out or cancelled."""
 
-    __slots__ = ("_bucket", "_polls", "wake")
+    __slots__ = ("_bucket", "_polls", "_wake")
 
     def __init__(self, polls: LongPolls, bucket: _Bucket, wake: Callable[[bool], None]) -> None:
         self._polls = polls
         self._bucket: _Bucket | None = bucket
-        self.wake = wake
+        self._wake: Callable[[bool], None] | None = wake
 
     @property
     def waiting(self) -> bool:
@@ -193,8 +193,7 @@ class LongPolls:
         self._in_all = 0
         for _, _, waiter in list(self._deadlines):
             if waiter.waiting:
-                self._forget(waiter)
-                waiter.wake(True)
+                self._forget(waiter)(True)
 
     def _admit(self, topic: str, queue_id: int, group: str | None) -> None:
         """Count one more. Raises SystemBusy at a limit."""
@@ -223,13 +222,14 @@ class LongPolls:
             turns = len(bucket.waiters) if bucket.group is None else 1
             for waiter in list(islice(bucket.waiters, turns)):
                 if waiter.waiting:  # one that is woken may cancel another
-                    self._forget(waiter)
-                    waiter.wake(False)
+                    self._forget(waiter)(False)
 
-    def _forget(self, waiter: Waiter) -> None:
-        bucket = waiter._bucket
+    def _forget(self, waiter: Waiter) -> Callable[[bool], None]:
+        """Answers how to wake it; it keeps nothing, for it stays in the heap."""
+        bucket, wake = waiter._bucket, waiter._wake
         assert bucket is not None
-        waiter._bucket = None
+        assert wake is not None
+        waiter._bucket = waiter._wake = None
         del bucket.waiters[waiter]
         self._count -= 1
         if bucket.group is not None:
@@ -244,6 +244,7 @@ class LongPolls:
         if len(self._deadlines) > 2 * self._count + _STALE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[2].waiting]
             heapq.heapify(self._deadlines)
+        return wake
 
     def _drop(self, bucket: _Bucket) -> None:
         place = bucket.topic, bucket.queue_id
@@ -267,7 +268,6 @@ class LongPolls:
         while self._deadlines and (self._deadlines[0][0] <= now_ms or not self._deadlines[0][2].waiting):
             waiter = heapq.heappop(self._deadlines)[2]
             if waiter.waiting:
-                self._forget(waiter)
-                waiter.wake(True)
+                self._forget(waiter)(True)
         if self._deadlines and (self._timer is None or self._deadlines[0][0] < self._timer_ms):
             self._set_timer(self._deadlines[0][0])

@@ -18,12 +18,13 @@ class Later(Generic[T]):
     """One value or one error, delivered once to one listener. Owner: whoever created it resolves it.
 
     The listener may come before or after the value. After `cancel()` the listener hears nothing more, and the
-    owner is told through `on_cancel`, so that a long poll of a client that went away takes nothing.
+    owner is told through `on_cancel`, so that a long poll of a client that went away takes nothing. Once answered or
+    cancelled it lets go of listener and owner: they hold it too, and nothing is left to the garbage collector.
     """
 
     __slots__ = ("_deliver", "_error", "_fail", "_state", "_value", "on_cancel")
 
-    _PENDING, _RESOLVED, _FAILED, _CANCELLED = range(4)
+    _PENDING, _RESOLVED, _FAILED, _HEARD, _CANCELLED = range(5)
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
         self._state = Later._PENDING
@@ -40,6 +41,7 @@ class Later(Generic[T]):
     def then(self, deliver: Callable[[T], None], fail: Callable[[BaseException], None]) -> None:
         """Set the one listener. Called at once when the value or the error is already there."""
         assert self._deliver is None, "a Later has one listener"
+        assert self._state != Later._HEARD, "a Later has one listener"
         if self._state == Later._RESOLVED:
             deliver(cast(T, self._value))
         elif self._state == Later._FAILED:
@@ -52,31 +54,36 @@ class Later(Generic[T]):
         if self._state == Later._CANCELLED:
             return
         assert self._state == Later._PENDING, "a Later is answered once"
-        self._state = Later._RESOLVED
-        if self._deliver is None:
-            self._value = value
+        deliver = self._deliver
+        self._deliver = self._fail = self.on_cancel = None
+        if deliver is None:
+            self._state, self._value = Later._RESOLVED, value
         else:
-            self._deliver(value)
+            self._state = Later._HEARD
+            deliver(value)
 
     def fail(self, error: BaseException) -> None:
         """Deliver an error instead of the value."""
         if self._state == Later._CANCELLED:
             return
         assert self._state == Later._PENDING, "a Later is answered once"
-        self._state = Later._FAILED
-        if self._fail is None:
-            self._error = error
+        fail = self._fail
+        self._deliver = self._fail = self.on_cancel = None
+        if fail is None:
+            self._state, self._error = Later._FAILED, error
         else:
-            self._fail(error)
+            self._state = Later._HEARD
+            fail(error)
 
     def cancel(self) -> None:
         """The listener is gone: drop it and tell the owner. Does nothing once answered."""
         if self._state != Later._PENDING:
             return
         self._state = Later._CANCELLED
-        self._deliver = self._fail = None
-        if self.on_cancel is not None:
-            self.on_cancel()
+        on_cancel = self.on_cancel
+        self._deliver = self._fail = self.on_cancel = None
+        if on_cancel is not None:
+            on_cancel()
 
     def map(self, change: Callable[[T], U]) -> Later[U]:
         """The same wait with another value. An exception out of `change` becomes the error."""

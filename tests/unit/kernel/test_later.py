@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
-from saturnmq.kernel.later import Later, after
+from saturnmq.kernel.later import Later, Reply, after, chain, gather, rescue
+
+
+def increment(value: int) -> Reply[int]:
+    return value + 1
+
+
+def hand_on(later: Reply[int]) -> Reply[int]:
+    return later
 
 
 def raise_it(error: BaseException) -> None:
@@ -77,3 +89,28 @@ def test_a_second_answer_is_a_bug() -> None:
     later.resolve(1)
     with pytest.raises(AssertionError):
         later.resolve(2)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda source, end: source.resolve(1),
+        lambda source, end: source.fail(ValueError("no")),
+        lambda source, end: end.cancel(),
+    ],
+)
+def test_nothing_is_left_to_the_garbage_collector(end: Callable[[Later[int], Later[list[int]]], None]) -> None:
+    """A long poll is several of them, which know each other."""
+    gc.collect()
+    gc.disable()
+    try:
+        source: Later[int] = Later()
+        chained = chain(source.map(int), increment)
+        gathered = gather([rescue(partial(hand_on, chained), KeyError, lambda _: 0)])
+        assert isinstance(gathered, Later)
+        gathered.then(lambda _: None, lambda _: None)
+        end(source, gathered)
+        del source, chained, gathered
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
