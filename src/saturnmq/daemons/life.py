@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -18,6 +17,7 @@ import msgspec
 
 from saturnmq import __version__
 from saturnmq.daemons.banner import banner
+from saturnmq.daemons.collecting import Collecting
 from saturnmq.daemons.options import Options
 from saturnmq.daemons.processes import DAEMONS, DRAIN_MS, Daemon, StartError
 from saturnmq.kernel import configfile
@@ -86,9 +86,9 @@ async def live(kind: type[Daemon], options: Options) -> None:
         await daemon.start()
         stopped = _stopped_by_signal()
         daemon.ready = True
-        # what lives now lives for ever: the collector need not look at it again
-        gc.collect()
-        gc.freeze()
+        collecting = Collecting(daemon.clock)
+        daemon.opened.callback(collecting.stop)
+        collecting.start()
         started_s = _age_s()
         if ready_file is not None:
             daemon.opened.callback(ready_file.remove)
