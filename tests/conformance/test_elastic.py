@@ -23,8 +23,6 @@ pytestmark = only_saturn
 #: for what happens within moments
 SOON_S = 15
 MESSAGES = 5
-#: what a slow listener takes: longer than a message waits until its Proxy hands it over
-HOLDS_S = 25
 
 
 class Stage:
@@ -102,12 +100,12 @@ def test_clients_that_know_two_proxies_need_one(
     part(client)
 
 
-@pytest.mark.clients("python")
+@pytest.mark.clients("python", "go", "java")
 def test_a_push_consumer_keeps_what_it_holds_when_its_proxy_is_killed(client: Client, stage: Stage) -> None:
     """It takes longer than a lease, goes on at another Proxy, and acknowledges there."""
     proxies = [stage.proxy(name) for name in ("first", "second")]
     client.endpoints = ";".join(proxy.ready["grpc"] for proxy in proxies)
-    push = client.push(stage.pushed, {stage.topic: "*"}, takes_s=HOLDS_S)
+    push = client.push(stage.pushed, {stage.topic: "*"}, paused=True)
     [sent] = client.producer(stage.topic).send([Message(stage.topic, b"x")])
     assert [delivery.id for delivery in push.take(1)] == [sent]
     wait_until(lambda: metric(stage.broker, "saturnmq_kept_leases") == 1)
@@ -118,6 +116,7 @@ def test_a_push_consumer_keeps_what_it_holds_when_its_proxy_is_killed(client: Cl
         advance(stage.broker, 2_000)
     assert not push.take(1, timeout_s=2)
     assert metric(stage.broker, "rocketmq_consumer_inflight_messages") == 1
+    push.resume()
     wait_until(lambda: metric(stage.broker, "rocketmq_consumer_inflight_messages") == 0)
     assert not push.take(1, timeout_s=1)
     part(client)
@@ -169,7 +168,7 @@ def advance(server: ServerProcess, milliseconds: int) -> None:
 
 
 def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 2 * HOLDS_S
+    deadline = time.monotonic() + 60
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)

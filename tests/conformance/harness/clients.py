@@ -15,7 +15,8 @@ Bodies are base64, durations milliseconds.
     {"id": 5, "do": "receive", "name": "c", "max": 16, "invisible_ms": 10000}    → {"messages": [DELIVERY]}
     {"id": 6, "do": "ack", "name": "c", "refs": [7]}
     {"id": 7, "do": "invisible", "name": "c", "ref": 7, "invisible_ms": 1000}
-    {"id": 8, "do": "close", "name": "p"}
+    {"id": 8, "do": "resume", "name": "l"}
+    {"id": 9, "do": "close", "name": "p"}
 
     {"id": 1, "ok": {…}} or {"id": 1, "error": {"kind": "NotFoundException", "code": 40402, "message": "…"}}
     {"event": "checked", "name": "p", "message": DELIVERY}              a producer was asked about a transaction
@@ -23,7 +24,8 @@ Bodies are base64, durations milliseconds.
 
 A RESOLUTION is COMMIT, ROLLBACK or UNKNOWN. A producer for transactions is opened with "checks": RESOLUTION, what it
 says when it is asked. A listener fails the first `failures` deliveries of each message. With "sql": true the
-subscriptions are SQL92 filters. Python's listeners take `takes_s` seconds for each.
+subscriptions are SQL92 filters. With "paused": true a
+listener (of Python, Go and Java) holds what it is given until `resume`.
 A program may understand more (other kinds to open, more fields); the fields of `open` are passed through. End of stdin
 ends the program.
 """
@@ -266,6 +268,10 @@ class PushConsumer:
     def __init__(self, process: ClientProcess, name: str) -> None:
         self.process = process
         self.name = name
+
+    def resume(self) -> None:
+        """Its listener, which was opened `paused`, goes on."""
+        self.process.call("resume", name=self.name)
 
     def take(self, count: int, timeout_s: float = 20) -> list[Delivery]:
         """Deliveries, in the order in which the listener ran, until `count` have come or the time is over."""

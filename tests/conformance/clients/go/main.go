@@ -46,6 +46,7 @@ type request struct {
 	SQL           bool              `json:"sql"`
 	AwaitMs       int64             `json:"await_ms"`
 	Failures      int               `json:"failures"`
+	Paused        bool              `json:"paused"`
 	Mode          string            `json:"mode"`
 	Messages      []message         `json:"messages"`
 	Message       message           `json:"message"`
@@ -65,6 +66,7 @@ type client interface{ GracefulStop() error }
 type program struct {
 	sync.Mutex
 	opened     map[string]client
+	paused     map[string]chan struct{}
 	held       map[int]*rmq.MessageView
 	references int
 }
@@ -130,16 +132,25 @@ func (m message) built() *rmq.Message {
 	return built
 }
 
-// listener reports each delivery and fails the first `failures` of every message.
-func (p *program) listener(name string, failures int) rmq.MessageListener {
+// listener reports each delivery and fails the first `failures` of every message, once it may go on.
+func (p *program) listener(r request) rmq.MessageListener {
+	mayGoOn := make(chan struct{})
+	if r.Paused {
+		p.Lock()
+		p.paused[r.Name] = mayGoOn
+		p.Unlock()
+	} else {
+		close(mayGoOn)
+	}
 	var lock sync.Mutex
 	seen := map[string]int{}
 	return &rmq.FuncMessageListener{Consume: func(view *rmq.MessageView) rmq.ConsumerResult {
 		lock.Lock()
 		seen[view.GetMessageId()]++
-		failed := seen[view.GetMessageId()] <= failures
+		failed := seen[view.GetMessageId()] <= r.Failures
 		lock.Unlock()
-		p.write(object{"event": "delivered", "name": name, "failed": failed, "message": described(view)})
+		p.write(object{"event": "delivered", "name": r.Name, "failed": failed, "message": described(view)})
+		<-mayGoOn
 		if failed {
 			return rmq.FAILURE
 		}
@@ -212,9 +223,16 @@ func (p *program) open(r request) (object, error) {
 	case "push":
 		return started(rmq.NewPushConsumer(config,
 			rmq.WithPushSubscriptionExpressions(filters),
-			rmq.WithPushMessageListener(p.listener(r.Name, r.Failures))))
+			rmq.WithPushMessageListener(p.listener(r))))
 	}
 	return nil, fmt.Errorf("open what? %s", r.What)
+}
+
+func (p *program) resume(r request) (object, error) {
+	p.Lock()
+	defer p.Unlock()
+	close(p.paused[r.Name])
+	return object{}, nil
 }
 
 func (p *program) send(r request) (object, error) {
@@ -291,9 +309,9 @@ func failure(err error) object {
 }
 
 func main() {
-	p := &program{opened: map[string]client{}, held: map[int]*rmq.MessageView{}}
+	p := &program{opened: map[string]client{}, paused: map[string]chan struct{}{}, held: map[int]*rmq.MessageView{}}
 	requests := map[string]func(request) (object, error){
-		"open": p.open, "send": p.send, "transact": p.transact, "receive": p.receive, "ack": p.ack, "invisible": p.invisible, "close": p.close,
+		"open": p.open, "send": p.send, "transact": p.transact, "receive": p.receive, "ack": p.ack, "invisible": p.invisible, "resume": p.resume, "close": p.close,
 	}
 	p.write(object{"event": "ready", "client": "rocketmq-clients/golang v5.1.3"})
 	lines := bufio.NewScanner(os.Stdin)

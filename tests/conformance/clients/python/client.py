@@ -8,7 +8,6 @@ import itertools
 import json
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,10 +50,12 @@ class Output:
 
 
 class Listener(MessageListener):  # type: ignore[misc]
-    """Reports each delivery and fails the first `failures` of every message, after `takes_s` each."""
+    """Reports each delivery and fails the first `failures` of every message, once it may go on."""
 
-    def __init__(self, name: str, failures: int, takes_s: float, output: Output) -> None:
-        self.takes_s = takes_s
+    def __init__(self, name: str, failures: int, *, paused: bool, output: Output) -> None:
+        self.may_go_on = threading.Event()
+        if not paused:
+            self.may_go_on.set()
         self.name = name
         self.failures = failures
         self.output = output
@@ -66,7 +67,7 @@ class Listener(MessageListener):  # type: ignore[misc]
             self.seen[message.message_id] += 1
             failed = self.seen[message.message_id] <= self.failures
         self.output.write({"event": "delivered", "name": self.name, "failed": failed, "message": described(message)})
-        time.sleep(self.takes_s)
+        self.may_go_on.wait()
         return ConsumeResult.FAILURE if failed else ConsumeResult.SUCCESS
 
 
@@ -87,6 +88,7 @@ class Client:
     def __init__(self, output: Output) -> None:
         self.output = output
         self.opened: dict[str, Any] = {}
+        self.listeners: dict[str, Listener] = {}
         self.held: dict[int, Message] = {}
         self.references = itertools.count(1)
         self.requests: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -97,6 +99,7 @@ class Client:
             "receive": self.receive,
             "ack": self.ack,
             "invisible": self.invisible,
+            "resume": self.resume,
             "close": self.close,
         }
 
@@ -116,13 +119,18 @@ class Client:
                     configuration, request["group"], filters, await_duration=request["await_ms"] // 1000, **tls
                 )
             case "push":
-                listener = Listener(name, request["failures"], request.get("takes_s", 0), self.output)
+                listener = Listener(name, request["failures"], paused=request.get("paused", False), output=self.output)
+                self.listeners[name] = listener
                 client = PushConsumer(configuration, request["group"], listener, filters, **tls)
             case other:
                 raise ValueError(f"open what? {other}")
         client.startup()
         self.opened[name] = client
         return {"client_id": client.client_id}
+
+    def resume(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.listeners[request["name"]].may_go_on.set()
+        return {}
 
     def send(self, request: dict[str, Any]) -> dict[str, Any]:
         producer = self.opened[request["name"]]

@@ -18,6 +18,7 @@ import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -45,7 +46,7 @@ import org.apache.rocketmq.client.apis.producer.TransactionResolution;
 public final class Client {
     /** What a request may carry; absent fields stay null or 0. */
     record Request(int id, String Do, String what, String name, String endpoints, boolean tls, List<String> topics,
-                   String group, Map<String, String> subscriptions, boolean sql, long awaitMs, int failures, String mode,
+                   String group, Map<String, String> subscriptions, boolean sql, long awaitMs, int failures, boolean paused, String mode,
                    List<Fields> messages, Fields message, String resolution, String checks, int max, long invisibleMs, List<Integer> refs, int ref, String topic,
                    String handle) { }
 
@@ -67,10 +68,11 @@ public final class Client {
 
     private final Map<String, Closeable> opened = new ConcurrentHashMap<>();
     private final Map<Integer, MessageView> held = new ConcurrentHashMap<>();
+    private final Map<String, CountDownLatch> paused = new ConcurrentHashMap<>();
     private final AtomicInteger references = new AtomicInteger();
     private final Map<String, Action> actions = Map.of("open", this::open, "send", this::send,
         "transact", this::transact, "recall", this::recall, "receive", this::receive, "ack", this::ack, "invisible", this::invisible,
-        "close", this::close);
+        "resume", this::resume, "close", this::close);
 
     private static synchronized void write(Object line) {
         OUT.println(GSON.toJson(line));
@@ -89,7 +91,7 @@ public final class Client {
                 .setAwaitDuration(Duration.ofMillis(request.awaitMs())).build();
             case "push" -> PROVIDER.newPushConsumerBuilder().setClientConfiguration(configuration.build())
                 .setConsumerGroup(request.group()).setSubscriptionExpressions(filters(request))
-                .setMessageListener(listener(request.name(), request.failures())).build();
+                .setMessageListener(listener(request)).build();
             default -> throw new IllegalArgumentException("open what? " + request.what());
         });
         return Map.of();
@@ -125,14 +127,27 @@ public final class Client {
                 entry.getValue(), request.sql() ? FilterExpressionType.SQL92 : FilterExpressionType.TAG)));
     }
 
-    /** Reports each delivery and fails the first {@code failures} of every message. */
-    private static MessageListener listener(String name, int failures) {
+    /** Reports each delivery and fails the first {@code failures} of every message, once it may go on. */
+    private MessageListener listener(Request request) {
+        String name = request.name();
+        CountDownLatch mayGoOn = new CountDownLatch(request.paused() ? 1 : 0);
+        paused.put(name, mayGoOn);
         Map<String, Integer> seen = new ConcurrentHashMap<>();
         return view -> {
-            boolean failed = seen.merge(view.getMessageId().toString(), 1, Integer::sum) <= failures;
+            boolean failed = seen.merge(view.getMessageId().toString(), 1, Integer::sum) <= request.failures();
             write(Map.of("event", "delivered", "name", name, "failed", failed, "message", described(view, 0)));
+            try {
+                mayGoOn.await();
+            } catch (InterruptedException e) {
+                return ConsumeResult.FAILURE;
+            }
             return failed ? ConsumeResult.FAILURE : ConsumeResult.SUCCESS;
         };
+    }
+
+    private Map<String, ?> resume(Request request) {
+        paused.get(request.name()).countDown();
+        return Map.of();
     }
 
     private Map<String, ?> send(Request request) throws Exception {
