@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeAlias
 
 import msgspec
 
@@ -103,6 +104,45 @@ class ReceiveResult(msgspec.Struct):
 NOTHING = ReceiveResult(PopStatus.POLLING_TIMEOUT)
 
 
+class _LongPoll:
+    """One that waits to receive. Owner: `Proxy`, among the `polls` of the client, until it is answered or cancelled."""
+
+    __slots__ = ("_client_id", "_polls", "_under_way", "answer")
+
+    def __init__(self, polls: _LongPolls, client_id: str, under_way: Later[ReceiveResult]) -> None:
+        self._polls, self._client_id, self._under_way = polls, client_id, under_way
+        self.answer: Later[ReceiveResult] = Later(self._cancel)
+        polls.setdefault(client_id, {})[self] = None
+        under_way.then(self._received, self._failed)
+
+    def end(self) -> None:
+        """It takes nothing any more; it is forgotten already."""
+        self._under_way.cancel()
+        self.answer.resolve(NOTHING)
+
+    def _cancel(self) -> None:
+        self._forget()
+        self._under_way.cancel()
+
+    def _received(self, result: ReceiveResult) -> None:
+        self._forget()
+        self.answer.resolve(result)
+
+    def _failed(self, error: BaseException) -> None:
+        self._forget()
+        self.answer.fail(error)
+
+    def _forget(self) -> None:
+        polls = self._polls[self._client_id]
+        del polls[self]
+        if not polls:
+            del self._polls[self._client_id]
+
+
+#: in the order in which they came
+_LongPolls: TypeAlias = dict[str, dict[_LongPoll, None]]
+
+
 class Proxy:
     """Sends, receives and settles messages. Owner of routing, sessions and receipts.
 
@@ -126,19 +166,28 @@ class Proxy:
         self.sessions = Sessions(cluster, clock, config.channel_expired_timeout)
         self.receipts = Receipts(cluster, config, clock)
         self.sessions.on_gone = lambda client: self.receipts.client_gone(client.client_id)
-        #: who waits to receive, and what is under way for them
-        self._receiving: dict[Later[ReceiveResult], Later[ReceiveResult]] = {}
+        #: by client
+        self._long_polls: _LongPolls = {}
         self._draining = False
 
     def drain(self) -> bool:
         """Who waits for messages hears now that there are none, and nobody gets any more. Whether anybody waited."""
         self._draining = True
         self.receipts.hand_over()
-        receiving, self._receiving = self._receiving, {}
-        for answer, under_way in receiving.items():
-            under_way.cancel()
-            answer.resolve(NOTHING)
-        return bool(receiving)
+        waited = bool(self._long_polls)
+        for client_id in list(self._long_polls):
+            self._end_long_polls(client_id)
+        return waited
+
+    def client_ends(self, client_id: str) -> None:
+        """By its own word: it takes nothing any more. What its long polls got would count as an attempt that nobody
+        made. (Those of a client that is silent may still be heard.)"""
+        self._end_long_polls(client_id)
+        self.sessions.leave(client_id)
+
+    def _end_long_polls(self, client_id: str) -> None:
+        for poll in self._long_polls.pop(client_id, ()):
+            poll.end()
 
     def close(self) -> None:
         """Stop. The leases of push consumers go on at the broker: who is back soon, here or elsewhere, settles them."""
@@ -288,25 +337,9 @@ class Proxy:
         if self._draining:
             return NOTHING
         reply = chain(self.routing.view(request.topic), lambda view: self._receive(view, request))
-        return self._until_drained(reply) if isinstance(reply, Later) else reply
-
-    def _until_drained(self, under_way: Later[ReceiveResult]) -> Later[ReceiveResult]:
-        def cancel() -> None:
-            del self._receiving[answer]
-            under_way.cancel()
-
-        def received(result: ReceiveResult) -> None:
-            del self._receiving[answer]
-            answer.resolve(result)
-
-        def failed(error: BaseException) -> None:
-            del self._receiving[answer]
-            answer.fail(error)
-
-        answer: Later[ReceiveResult] = Later(cancel)
-        self._receiving[answer] = under_way
-        under_way.then(received, failed)
-        return answer
+        if isinstance(reply, Later):
+            return _LongPoll(self._long_polls, request.client_id, reply).answer
+        return reply
 
     def _check_invisible(self, invisible_ms: int, shortest_ms: int) -> None:
         longest_ms = self.config.max_invisible_time_mills

@@ -47,7 +47,7 @@ class Telemetry:
 
     def notify_client_termination(self, call: Call, request: pb.NotifyClientTerminationRequest) -> bytes:
         """Well done even when the client was not known: it is not there afterwards."""
-        self._sessions.leave(client_id_of(call))
+        self._proxy.client_ends(client_id_of(call))
         return pb.NotifyClientTerminationResponse(status=OK).SerializeToString()
 
     def telemetry(self, call: Call) -> None:

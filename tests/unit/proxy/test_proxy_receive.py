@@ -230,6 +230,21 @@ def test_a_proxy_that_stops_answers_who_waits(client: Grpc) -> None:
     assert not client.proxy.drain(), "nobody waits"
 
 
+@pytest.mark.parametrize("auto_renew", [False, True])
+def test_who_says_good_bye_takes_nothing_any_more(client: Grpc, auto_renew: bool) -> None:
+    """What its long polls got would go back to the group, as one more attempt that nobody made."""
+    cancelled: list[str] = []
+    client.broker.answers["pop"] = [Later(lambda: cancelled.append("pop")), Later()]
+    call = client.receive(receive_request(auto_renew=auto_renew))
+    other = client.receive(receive_request(), FakeCall({**client.headers, b"x-mq-client-id": b"client-2"}))
+    client.ask("NotifyClientTermination", pb.NotifyClientTerminationRequest(), pb.NotifyClientTerminationResponse)
+    assert cancelled == ["pop"]
+    assert stream(call)[0].code == pb.MESSAGE_NOT_FOUND
+    assert other.open, "another client waits on"
+    other.cancel()
+    assert not client.proxy.drain(), "nobody waits"
+
+
 def test_a_client_that_reads_slowly(client: Grpc) -> None:
     call = client.call()
     messages = [popped() for _ in range(3)]
