@@ -1,6 +1,6 @@
 """What gRPC libraries do that official clients do not: gzip, deadlines, cancels, long conversations, 130 MiB.
 
-Java's, Python's, Go's and Node's, each on a connection of its own.
+Java's, Python's, Go's, Node's and Rust's, each on a connection of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from harness.admin import Admin
-from harness.grpc_variants import GRPC_DEFAULTS
+from harness.grpc_variants import GRPC_DEFAULTS, GRPC_RUST
 from harness.programs import GO, JAVA, ProgramSource, built_or_skipped
 from harness.servers import Server
 
@@ -114,6 +114,7 @@ CALLERS: dict[str, Caller] = {
     "python": by_python,
     "go": by_program(GRPC_GO, "./client"),
     "node": by_program(GRPC_DEFAULTS["node"].source, "node", "calls.js"),
+    "rust": by_program(GRPC_RUST["rust"].source, "./target/debug/calls"),
 }
 
 
