@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from saturnmq.broker.assignment import Assignments, RequestModes
 from saturnmq.broker.clients import ClientTable
@@ -203,17 +203,8 @@ class Broker:
                 raise InvalidParameter("The specified topic is blank.")
             if self.topics.is_system(topic):
                 raise IllegalTopic(f"The topic[{topic}] is conflict with system topic.")
-        return self._delete_topics(
-            [
-                *topics,
-                *(
-                    pop_retry_topic(group, topic, v2=v2)
-                    for topic in topics
-                    for group in self.offsets.groups_of(topic)
-                    for v2 in (False, True)
-                ),
-            ]
-        )
+        groups = [(group, topic) for topic in topics for group in self.offsets.groups_of(topic)]
+        return self._delete_topics([*topics, *_pop_retries(groups)])
 
     def _delete_topics(self, topics: list[str]) -> Reply[None]:
         # of one that nothing was stored in yet there may be delayed messages
@@ -239,8 +230,7 @@ class Broker:
         `%RETRY%` and `%DLQ%` stay; whoever deletes the group deletes those too. Raises ServiceUnavailable."""
         retries: list[str] = []
         if offsets_too:
-            own = (pop_retry_topic(group, ""), pop_retry_topic(group, "", v2=True))
-            retries = [topic for topic in self.offsets.topics_of(group) if topic.startswith(own)]
+            retries = _pop_retries((group, topic) for topic in self.offsets.topics_of(group))
             self.pops.forget_group(group)
             self.offsets.forget_group(group)
         self.groups.delete(group)
@@ -266,3 +256,8 @@ class Broker:
             self.timers.arrived(arrival.queue_offset)
         elif arrival.topic == HALF_TOPIC:
             self.transactions.arrived(arrival)
+
+
+def _pop_retries(places: Iterable[tuple[str, str]]) -> list[str]:
+    """Where pop keeps, or would keep, what these groups did not acknowledge of these topics."""
+    return [pop_retry_topic(group, topic, v2=v2) for group, topic in places for v2 in (False, True)]

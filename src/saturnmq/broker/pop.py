@@ -234,28 +234,30 @@ class Pops:
     def forget_topics(self, topics: list[str]) -> None:
         """They are deleted. Raises ServiceUnavailable, and has forgotten nothing then."""
         self._log.forget_topics(topics)
+        self._order_file.changed()
         gone = frozenset(topics)
         self._shares = {place: share for place, share in self._shares.items() if place[1] not in gone}
         for share in self._shares.values():
             for topic in gone.intersection(share.retries):
                 del share.retries[topic]
 
-    def forget_leases(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+    def move(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         """The group goes on at this offset: what it holds from there on is given out anew. What it holds before that
-        comes back when it is not acknowledged. Raises ServiceUnavailable."""
+        comes back when it is not acknowledged; of a batch in order nothing does. Raises ServiceUnavailable."""
         queue = self.leases.find(group, topic, queue_id)
-        if queue is not None and queue.leases:
+        if queue is not None:
             self._log.check_ready()
             self._revival.forget(queue, offset)
+            queue.next_offset = offset
+            self._orders.write(queue, None, self._clock.now_ms())
 
     def forget_group(self, group: str) -> None:
         """It is gone: nothing that it holds comes back, no batch of it blocks a queue. Raises ServiceUnavailable."""
         self._log.check_ready()
         for queue in [queue for queue in self.leases.queues() if queue.group == group]:
-            self.forget_leases(group, queue.topic, queue.queue_id, 0)
-            if queue.order is not None:
-                self._orders.write(queue, None, self._clock.now_ms())
+            self._revival.forget(queue, 0)
         self._log.forget_group(group)
+        self._order_file.changed()
         self._shares = {place: share for place, share in self._shares.items() if place[0] != group}
 
     # --------------------------------------------------------------------------------------------------- pop
@@ -333,14 +335,23 @@ class Pops:
         """The queues of the topic; where the group never was, at its first offset.
 
         All at once: what comes into a queue from now on is not skipped when its turn comes. A queue that was added to
-        a topic which the group consumes already begins with its first message.
+        a topic which the group consumes already begins with its first message. Where a new group begins with the latest
+        message is in the log before any that it must not miss: after a crash that one is not the latest any more.
         """
         queues = [self.leases.queue(share.group, topic.topic_name, i, kind) for i in range(topic.read_queue_nums)]
         known = [self._offsets.get(queue.group, queue.topic, queue.queue_id) for queue in queues]
         from_latest = from_latest and max(known) < 0
-        for queue, committed in zip(queues, known, strict=True):
-            if queue.next_offset < 0:
-                self._place(queue, self._first_offset(queue, from_latest) if committed < 0 else committed)
+        places = [
+            (queue, self._first_offset(queue, from_latest) if committed < 0 else committed)
+            for queue, committed in zip(queues, known, strict=True)
+            if queue.next_offset < 0
+        ]
+        if from_latest and places:
+            now_ms = self._clock.now_ms()
+            records = [self._orders.record(queue, None, offset, now_ms) for queue, offset in places]
+            self._log.append(records, [None] * len(records))
+        for queue, offset in places:
+            self._place(queue, offset)
         return queues
 
     def _first_offset(self, queue: GroupQueue, from_latest: bool) -> int:

@@ -11,7 +11,7 @@ from saturnmq.broker.offsets import OffsetTable
 from saturnmq.broker.pop import Pops
 from saturnmq.broker.topics import TopicTable
 from saturnmq.kernel.errors import ConsumerNotOnline, GroupNotFound, InvalidParameter, SaturnError, TopicNotFound
-from saturnmq.kernel.later import Reply, after, gather
+from saturnmq.kernel.later import Reply, after, chain, gather
 from saturnmq.kernel.ports import Boundary
 from saturnmq.kernel.topic import MessageQueue, TopicConfig
 from saturnmq.store.store import Store
@@ -42,7 +42,8 @@ class Resets:
     def reset(
         self, group: str, topic: str, timestamp_ms: int, *, queue_id: int = -1, offset: int = -1
     ) -> Reply[Mapping[MessageQueue, int]]:
-        """Of all queues, or of one; to the time, or of the one queue to the offset. A negative time is the end."""
+        """Of all queues, or of one; to the time, or of the one queue to the offset. A negative time is the end. Answers
+        when a restart finds it."""
         config = self._topics.get(topic)
         if config is None:
             raise TopicNotFound(f"Topic {topic} does not exist")
@@ -57,7 +58,7 @@ class Resets:
             return self._reset(group, {MessageQueue(topic, self._name, queue_id): offset})
         queues = self._queues(config) if queue_id < 0 else [MessageQueue(topic, self._name, queue_id)]
         offsets = gather([self._offset_at(queue, timestamp_ms) for queue in queues])
-        return after(offsets, lambda offsets: self._reset(group, dict(zip(queues, offsets, strict=True))))
+        return chain(offsets, lambda offsets: self._reset(group, dict(zip(queues, offsets, strict=True))))
 
     def reset_clients(
         self, group: str, topic: str, timestamp_ms: int, *, force: bool
@@ -112,10 +113,10 @@ class Resets:
             return self._store.max_offset(queue.topic, queue.queue_id)
         return self._store.offset_by_time(queue.topic, queue.queue_id, timestamp_ms, Boundary.LOWER)
 
-    def _reset(self, group: str, offsets: dict[MessageQueue, int]) -> Mapping[MessageQueue, int]:
+    def _reset(self, group: str, offsets: dict[MessageQueue, int]) -> Reply[Mapping[MessageQueue, int]]:
         for queue, offset in offsets.items():
-            self._pops.forget_leases(group, queue.topic, queue.queue_id, offset)
+            self._pops.move(group, queue.topic, queue.queue_id, offset)
             self._offsets.reset(group, queue.topic, queue.queue_id, offset)
             self._polls.wake_pulls(queue.topic, queue.queue_id)
             self._polls.wake(queue.topic, group, queue.queue_id)
-        return offsets
+        return after(self._offsets.write(), lambda _: offsets)

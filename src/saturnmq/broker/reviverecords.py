@@ -8,8 +8,9 @@ does not know:
     ck    {so, pt, it, bm, n, q, t, c, ro, d, bn}    a check point: messages so + d[i] left at pt for it milliseconds
     ack   {ao, so, c, t, q, pt, bn}                  message ao of check point (t, c, q, so, pt) is done
     bAck  {…, ao: -1, aol: […]}                      several of them
-    fifo  {t, c, q, so, x, bn, order}                ours, due at once: a FIFO group has a queue behind it up to so, has
-                                                     read up to x, and holds `order` (Apache's OrderInfo)
+    fifo  {t, c, q, so, x, bn, order}                ours, due at once: a group has a queue behind it up to so, has read
+                                                     up to x, and, in order, holds `order` (Apache's OrderInfo); without
+                                                     one: it begins there, or was sent there
     gone  {t: […], g: […], bn}                       ours, due at once: topics or groups were deleted; what came before
                                                      is of messages that are no longer there, or that nobody holds
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 
 from saturnmq.kernel.topic import GroupConfig, TopicConfig
@@ -11,11 +14,12 @@ from saturnmq.wire import record
 from saturnmq.wire.remoting.codes import RequestCode
 
 LEASE_MS = 60_000
+End: TypeAlias = Callable[[OfflineBroker], OfflineBroker]
 
 
-def stage(count: int) -> OfflineBroker:
+def stage(count: int, **settings: object) -> OfflineBroker:
     """So many messages in the one queue of `orders`: 0, 1, …"""
-    offline = OfflineBroker()
+    offline = OfflineBroker(settings=settings)
     offline.broker.topics.put(TopicConfig(topic_name="orders", read_queue_nums=1, write_queue_nums=1))
     offline.broker.groups.put(GroupConfig(group_name="g"))
     for number in range(count):
@@ -23,10 +27,10 @@ def stage(count: int) -> OfflineBroker:
     return offline
 
 
-def pop(offline: OfflineBroker, most: int = 32, *, fifo: bool = False) -> Asked:
+def pop(offline: OfflineBroker, most: int = 32, *, fifo: bool = False, latest: bool = False) -> Asked:
     fields = {
         "consumerGroup": "g", "topic": "orders", "queueId": -1, "maxMsgNums": most, "invisibleTime": LEASE_MS,
-        "pollTime": 0, "bornTime": 1, "initMode": 0, "exp": "*", "expType": "TAG", "order": fifo,
+        "pollTime": 0, "bornTime": 1, "initMode": int(latest), "exp": "*", "expType": "TAG", "order": fifo,
     }  # fmt: skip
     return offline.ask(RequestCode.POP_MESSAGE, fields)
 
@@ -77,6 +81,43 @@ def test_a_group_that_skips_keeps_what_it_holds() -> None:
     assert numbers(pop(offline)) == []
     offline.clock.advance(LEASE_MS)
     assert numbers(pop(offline)) == [0, 1]
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+@pytest.mark.parametrize("end", [OfflineBroker.restart, killed])
+@pytest.mark.parametrize("acknowledged", [0, 2, 3])
+def test_a_reset_outlives_the_broker(fifo: bool, end: End, acknowledged: int) -> None:
+    """Also one to before what the log says that the group was given."""
+    offline = stage(3)
+    held = pop(offline, fifo=fifo)
+    for offset in range(acknowledged):
+        assert ack(offline, held, offset) == 0
+    reset(offline, 0)
+    offline = end(offline)
+    assert numbers(pop(offline, fifo=fifo)) == [0, 1, 2]
+
+
+def test_where_a_new_group_began_outlives_a_kill() -> None:
+    """With the latest message: what came after that it must not miss, although others are later."""
+    offline = stage(1, init_pop_offset_by_check_msg_in_mem=False)
+    assert numbers(pop(offline, latest=True)) == [0]
+    offline = stage(0, init_pop_offset_by_check_msg_in_mem=False)
+    assert numbers(pop(offline, latest=True)) == []
+    for number in range(3):
+        offline.send("orders", b"%d" % number)
+    assert numbers(pop(killed(offline), latest=True)) == [0, 1, 2]
+
+
+def test_a_deleted_group_takes_along_what_it_was_not_given_again() -> None:
+    offline = stage(1)
+    pop(offline)
+    offline.clock.advance(LEASE_MS)
+    assert len(offline.stored("%RETRY%g_orders")) == 1
+    fields = {"groupName": "g", "cleanOffset": True}
+    assert offline.ask(RequestCode.DELETE_SUBSCRIPTIONGROUP, fields).code == 0
+    assert offline.broker.topics.get("%RETRY%g_orders") is None
+    offline.broker.groups.put(GroupConfig(group_name="g"))
+    assert numbers(pop(offline)) == [0], "once"
 
 
 @pytest.mark.parametrize("fifo", [False, True])
