@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -q
+# the one computes, the other waits most of the time
+UNIT := $(PYTEST) -n 2 tests/unit tests/simulation
+CONFORMANCE := $(PYTEST) -n 3 --dist worksteal tests/conformance
 
 .DEFAULT_GOAL := help
 
@@ -27,11 +30,12 @@ check: install ## format, lint, types, imports, the Dockerfile, unit and propert
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint examples/Dockerfile
-	$(PYTEST) tests/unit tests/simulation
-	$(PYTEST) -m smoke tests/conformance
+	$(UNIT)
+	$(if $(filter test,$(MAKECMDGOALS)),,$(PYTEST) -m smoke tests/conformance)
 
 test: install ## everything but what starts Apache: the tests of `check` and the official clients
-	$(PYTEST) $(if $(filter check,$(MAKECMDGOALS)),,tests/unit tests/simulation) tests/conformance
+	$(if $(filter check,$(MAKECMDGOALS)),,$(UNIT))
+	$(CONFORMANCE)
 
 simulate: install ## a broker on a disk that loses power, fails and forgets: SEED=… ROUNDS=…, FAULT=all
 	$(BIN)/python tests/simulation/simulate.py $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(FAULT),--fault "$(FAULT)")
@@ -50,7 +54,7 @@ drill: install ## three Proxies over two Brokers under load, one fault after ano
 
 oracle: install ## the same clients against Apache, and whatever else starts its processes
 	$(PYTEST) tests/oracle
-	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance
+	SATURNMQ_CONFORMANCE_SERVER=apache $(PYTEST) tests/conformance  # one at a time: Apache takes 2 GB
 
 bench: install ## figures beside Apache, in turn on this machine
 	$(BIN)/python bench/run.py

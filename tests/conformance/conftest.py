@@ -76,14 +76,14 @@ def forwarder(server: Server) -> Iterator[Forwarder]:
 
 @pytest.fixture(scope="session")
 def client_process(run_home: Path, server: Server, forwarder: Forwarder) -> Iterator[Callable[[str], ClientProcess]]:
-    """The running program of a variant, built and started when it is first asked for.
+    """The running program of a variant, built and started when it is first asked for, and again when it has ended.
 
     The forwarder outlives the programs: Node's ends when a connection is lost under a closed client's stream.
     """
     running: dict[str, ClientProcess] = {}
 
     def process_of(name: str) -> ClientProcess:
-        if name not in running:
+        if name not in running or not running[name].running:
             variant = GRPC_VARIANTS[name]
             built = built_or_skipped(variant.source)
             command = list(variant.source.toolchain.run)

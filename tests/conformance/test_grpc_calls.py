@@ -164,7 +164,7 @@ def test_deadlines_and_cancels(caller: Callable[..., list[Result]], admin: Admin
     receive.long_polling_timeout.seconds = 20
     poll = receive.SerializeToString()
     in_time, cancelled, after = caller(
-        call("ReceiveMessage", poll, deadline_ms=7000),
+        call("ReceiveMessage", poll, deadline_ms=10_000),
         call("ReceiveMessage", poll, cancel_ms=300),
         call("QueryRoute", route),
     )

@@ -126,7 +126,7 @@ class ClientProcess:
         self._answers: dict[int, Future[dict[str, Any]]] = {}
         self._deliveries: dict[str, queue.SimpleQueue[Delivery]] = {}
         self._ready: Future[str] = Future()
-        with self.log_path.open("w") as log:
+        with self.log_path.open("a") as log:
             self._process = subprocess.Popen(
                 [part.format(home=home) for part in command],
                 cwd=folder,
@@ -144,9 +144,13 @@ class ClientProcess:
         self._reader.start()
         self.client = self._ready.result(START_TIMEOUT_S)
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def start(self, do: str, **fields: Any) -> Future[dict[str, Any]]:
         """Ask, and be told later. The future raises ClientError."""
-        if self._process.poll() is not None:
+        if not self.running:
             raise self._ended()
         answer: Future[dict[str, Any]] = Future()
         with self._lock:

@@ -79,8 +79,9 @@ class ProgramSource:
         source = SOURCES / self.folder
         target = BUILDS / f"{self._name}-{self._digest(source)}"
         BUILDS.mkdir(parents=True, exist_ok=True)
-        with open(BUILDS / f"{self._name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may share the checkout
+        tool = self.toolchain.needs[0] if self.toolchain.needs else "python"
+        with open(BUILDS / f"{tool}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # tests run side by side, and two Mavens would spoil what both download
             if not target.exists():
                 self._build(source, target)
         return target

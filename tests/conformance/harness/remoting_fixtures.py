@@ -35,11 +35,11 @@ def start(language: str, home: Path) -> RemotingProcess:
 
 @pytest.fixture(scope="session")
 def remoting_process(run_home: Path) -> Iterator[Callable[[str], RemotingProcess]]:
-    """The running program of a language, built and started when it is first asked for."""
+    """The running program of a language, built and started when it is first asked for, and again when it has ended."""
     running: dict[str, RemotingProcess] = {}
 
     def process_of(language: str) -> RemotingProcess:
-        if language not in running:
+        if language not in running or not running[language].running:
             running[language] = start(language, run_home / f"{language}-remoting")
         return running[language]
 
