@@ -79,9 +79,9 @@ class RemotingConnection(asyncio.Protocol):
         self._decoder = RemotingDecoder(traffic.limits)
         #: decoded, and not handled because the turn's budget was spent
         self._commands: list[Command] = []
-        #: replies of this turn, in pieces
-        self._replies: list[bytes] = []
-        self._reply_bytes = 0
+        #: what this turn says, in pieces
+        self._output: list[bytes] = []
+        self._output_bytes = 0
         self._flush_planned = False
         self._turn_planned = False
         self._reading = True
@@ -111,7 +111,7 @@ class RemotingConnection(asyncio.Protocol):
 
     def send_one_way(self, code: int, fields: Mapping[str, str], body: bytes = b"") -> None:
         """Tell the peer something; nobody answers. Lost when the connection is."""
-        self._write(encode(Command(code, self._next_opaque(), ONE_WAY, fields=dict(fields), body=body)))
+        self._say(Command(code, self._next_opaque(), ONE_WAY, fields=dict(fields), body=body))
 
     def request(self, code: int, fields: Mapping[str, str], body: bytes, timeout_ms: int) -> Later[Command]:
         """Ask the peer. Fails with RequestTimeout or ConnectionLost; any response code is an answer."""
@@ -125,8 +125,18 @@ class RemotingConnection(asyncio.Protocol):
         )
         self._requests[opaque] = (answer, timer)
         answer.on_cancel = partial(self._forget, opaque)
-        self._write(encode(Command(code, opaque, fields=dict(fields), body=body)))
+        self._say(Command(code, opaque, fields=dict(fields), body=body))
         return answer
+
+    def _say(self, command: Command) -> None:
+        """In one write with whatever else this turn has to say: a Proxy asks for many clients at once."""
+        data = encode(command)
+        self._output.append(data)
+        self._output_bytes += len(data)
+        if self._output_bytes > _BEHIND_BYTES:
+            self._write_output()
+        else:
+            self._plan_flush()
 
     def close(self) -> None:
         """Write what is ready, then close."""
@@ -231,11 +241,11 @@ class RemotingConnection(asyncio.Protocol):
         self._flush_planned = True
         for done, command in enumerate(commands, 1):
             self._handle(command)
-            if self._reply_bytes > self._limits.connection_write_buffer_bytes:
+            if self._output_bytes > self._limits.connection_write_buffer_bytes:
                 self._commands = commands[done:]
                 break
-        if self._reply_bytes > _BEHIND_BYTES:
-            self._traffic.large_answers(self._reply_bytes)
+        if self._output_bytes > _BEHIND_BYTES:
+            self._traffic.large_answers(self._output_bytes)
         self._flush()
         if self._commands or self._decoder.has_more:
             self._pause_reading()
@@ -371,8 +381,8 @@ class RemotingConnection(asyncio.Protocol):
         if command.flag & ONE_WAY:
             return
         pieces = response_parts(command.opaque, command.binary, response)
-        self._replies += pieces
-        self._reply_bytes += len(pieces[1]) + len(pieces[2])
+        self._output += pieces
+        self._output_bytes += len(pieces[1]) + len(pieces[2])
 
     def _plan_flush(self) -> None:
         if not self._flush_planned:
@@ -382,19 +392,19 @@ class RemotingConnection(asyncio.Protocol):
     def _flush(self) -> None:
         """One write for all that is ready."""
         self._flush_planned = False
-        replies = self._replies
-        if replies:
-            self._replies = []
-            self._reply_bytes = 0
-            self._write(b"".join(replies))
+        self._write_output()
         if self._draining and not self._waiting and not self._reading:
             self._transport.close()
 
-    def _write(self, data: bytes) -> None:
+    def _write_output(self) -> None:
+        output = self._output
+        if not output:
+            return
+        self._output, self._output_bytes = [], 0
         if self._transport.is_closing():
             return
         self._active_ms = self._clock.steady_ms()
-        self._transport.write(data)
+        self._transport.write(b"".join(output))
         if self._behind:
             self._count_unsent()
 

@@ -231,7 +231,7 @@ class SlowTransport(asyncio.Transport):
         self.connection: RemotingConnection | None = None
         self.unsent = 0
         self.reads, self.is_aborted = True, False
-        self._high = 0
+        self.writes = self._high = 0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = high or 0
@@ -241,6 +241,7 @@ class SlowTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert self.connection is not None
+        self.writes += 1
         before, self.unsent = self.unsent, self.unsent + len(data)
         if before <= self._high < self.unsent:
             self.connection.pause_writing()
@@ -283,6 +284,20 @@ class SlowPeers:
         assert transport.connection is not None
         transport.connection.data_received(encode(Command(11, 1, fields={"size": str(size)})))
         self.clock.run_soon()
+
+
+def test_what_one_turn_asks_is_one_write() -> None:
+    peers = SlowPeers()
+    peer = peers.dial()
+    assert peer.connection is not None
+    for _ in range(10):
+        peer.connection.request(310, {}, b"body", 1_000)
+    peer.connection.send_one_way(40, {})
+    assert peer.writes == 0
+    peers.clock.run_soon()
+    assert peer.writes == 1
+    peer.connection.request(310, {}, bytes(100_000), 1_000)
+    assert peer.writes == 2, "what is large does not wait for more"
 
 
 def test_who_leaves_too_much_unread_is_not_read_until_it_has_taken_all() -> None:
