@@ -27,7 +27,7 @@ from saturnmq.broker.transactionmetrics import TransactionMetrics
 from saturnmq.kernel import properties as names
 from saturnmq.kernel.clock import Clock, Timer
 from saturnmq.kernel.config import BrokerConfig
-from saturnmq.kernel.errors import IllegalOperation, InvalidTransactionId, SaturnError
+from saturnmq.kernel.errors import IllegalOperation, InvalidTransactionId, SaturnError, TopicNotFound
 from saturnmq.kernel.later import Reply, chain, hear
 from saturnmq.kernel.message import Appended, Message
 from saturnmq.kernel.metrics import Metrics
@@ -127,7 +127,7 @@ class Transactions:
 
     def end(self, request: EndTransactionRequest) -> Reply[None]:
         """Answers when it is durable. Ending it again changes nothing, while the broker knows of the first time. Raises
-        InvalidTransactionId, IllegalOperation."""
+        InvalidTransactionId, IllegalOperation, TopicNotFound."""
         if request.resolution is Resolution.UNKNOWN:
             return None
         found = self._store.record_at(request.commit_log_offset)
@@ -157,6 +157,9 @@ class Transactions:
             raise InvalidTransactionId("The commit log offset wrong")
         if not request.from_check:
             self._check_time(half)
+        if self._is_deleted(half):
+            self._halves.finish(half.offset, half.origin)
+            raise TopicNotFound(f"topic[{half.topic}] was deleted since the half message was sent")
         return self._commit(half) if request.resolution is Resolution.COMMIT else self._roll_back(half)
 
     def _check_time(self, half: Half) -> None:
@@ -169,6 +172,10 @@ class Transactions:
                 f"the transaction is older than {immunity_ms} ms (CHECK_IMMUNITY_TIME_IN_SECONDS): it is ended when "
                 "the broker asks"
             )
+
+    def _is_deleted(self, half: Half) -> bool:
+        """With its topic. To one of that name it does not belong."""
+        return half.stored.commit_log_offset < self._store.deleted_before(half.topic)
 
     def _commit(self, half: Half) -> Reply[None]:
         durable_at = self._committed.get(half.origin)
@@ -263,6 +270,8 @@ class Transactions:
                 halves.lost(offset)
             elif halves.is_done(offset, half.origin):
                 self._ended(half)
+            elif self._is_deleted(half):
+                halves.finish(offset, half.origin)
             elif (due_ms := half.due_ms(now_ms, self._config.transaction_time_out)) > now_ms:
                 going.due_ms = due_ms if going.due_ms is None else min(going.due_ms, due_ms)
             else:

@@ -201,6 +201,29 @@ def test_a_commit_after_a_rollback_is_not_lost(offline: OfflineBroker) -> None:
     assert (len(orders(offline)), pending(offline)) == (1, 0)
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_half_message_goes_with_its_topic(restarts: bool) -> None:
+    """To one of that name it does not come either, whoever ends it when; and nobody is asked about it."""
+    offline = started()
+    ended, left = Half(offline, b"ended"), Half(offline, b"left")
+    assert offline.ask(RequestCode.DELETE_TOPIC_IN_BROKER, {"topic": "orders"}).code == 0
+    offline = offline.restart() if restarts else offline
+    refused = end(offline, ended)
+    assert (refused.code, refused.remark) == (
+        ResponseCode.TOPIC_NOT_EXIST, "topic[orders] was deleted since the half message was sent"
+    )  # fmt: skip
+    assert "orders" not in offline.store.topics()
+    offline.broker.topics.put(TopicConfig(topic_name="orders"))
+    fresh, producer = Half(offline, b"fresh"), joined(offline)
+    offline.clock.advance(3 * INTERVAL_MS)
+    assert {check.message.body for check in checks(producer)} == {b"fresh"}
+    assert end(offline, left).code == ResponseCode.TOPIC_NOT_EXIST
+    assert end(offline, fresh).code == 0
+    assert orders(offline) == [b"fresh"]
+    offline.clock.advance(3 * INTERVAL_MS)
+    assert pending(offline) == 0
+
+
 def test_who_names_a_time_must_not_end_it_later_by_himself(offline: OfflineBroker, producer: OfflineConnection) -> None:
     half = Half(offline, CHECK_IMMUNITY_TIME_IN_SECONDS="20")
     offline.clock.advance(20_001)
