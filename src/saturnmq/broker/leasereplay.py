@@ -6,8 +6,9 @@ What it has looked at and is done with, the offset of the revive group says: a c
 
 With a snapshot all that came since is replayed in the order in which it was written; a copy then says nothing that its
 original has not said, but where it stands. Without one (a directory of Apache's, of an older SaturnMQ; a snapshot that
-is damaged) the check points are those in the wheel and those in the revive topic behind that offset, less what has
-ended of them; what is in the timer topic but not in the wheel is replayed.
+is damaged) the check points are those in the wheel, those in the revive topic behind that offset and those in the timer
+topic that are not in the wheel yet, less what has ended of them. They do not stand in the order in which the messages
+were given out: one that the wheel could not reach is written again on the way.
 """
 
 from __future__ import annotations
@@ -79,11 +80,9 @@ class LeaseReplay:
         self._file, self._orders, self._timers, self._now_ms = file, orders, timers, now_ms
         #: up to these offsets the check points of each revive queue have ended
         self._ended = [offsets.get(REVIVE_GROUP, revive_topic, queue_id) for queue_id in range(revive_queues)]
-        #: without a snapshot: what is in the wheel and in the revive topic, until all of it is there: check points with
-        #: revive queue and offset in it, and what ended some of their messages
+        #: without a snapshot nothing is applied until all of it is there: check points with revive queue and offset in
+        #: it, and what ended some of their messages
         self._collects = False
-        #: what was rolled, written once more for another place in the wheel: only then it tells something
-        self._takes_rolled = False
         self._found: list[tuple[CkBody, int, int]] = []
         self._ends: list[AckBody] = []
         self.count = 0
@@ -97,10 +96,10 @@ class LeaseReplay:
         begin = self._file.load()
         if begin is not None:
             return after(self._follow(begin), lambda _: self._finish())
-        self._collects = self._takes_rolled = True
+        self._collects = True
         wheel = chain(self._timers.places_of(self._topic), self._take_of_wheel)
-        revive = chain(wheel, lambda _: self._read([ended + 1 for ended in self._ended], None))
-        return after(chain(revive, lambda _: self._follow_collected()), lambda _: self._finish())
+        rest = chain(wheel, lambda _: self._read([ended + 1 for ended in self._ended], self._timers.sorted_to))
+        return after(rest, lambda _: self._apply_collected())
 
     def _follow(self, begin: Begin) -> Reply[None]:
         first = [*begin.revive_offsets, *(ended + 1 for ended in self._ended[len(begin.revive_offsets) :])]
@@ -109,21 +108,18 @@ class LeaseReplay:
                 self._end(self._leases.in_revive(queue_id, offset))
         return self._read(first[: len(self._ended)], begin.offset)
 
-    def _follow_collected(self) -> Reply[None]:
-        self._collects = False
+    def _apply_collected(self) -> None:
         for found in sorted(self._found, key=lambda found: found[0].pop_ms):
             self._check_point(*found)
         for body in self._ends:
             self._acknowledged(body)
-        return self._read([], self._timers.sorted_to)
+        self._finish()
 
-    def _read(self, revive_offsets: list[int], timer_offset: int | None) -> Reply[None]:
+    def _read(self, revive_offsets: list[int], timer_offset: int) -> Reply[None]:
         """Replay queues from these offsets on."""
         queues = [_Queue(self._topic, queue_id, self._of_revive) for queue_id in range(len(revive_offsets))]
-        if timer_offset is not None:
-            queues.append(_Queue(TIMER_TOPIC, 0, self._of_timer))
-            revive_offsets = [*revive_offsets, timer_offset]
-        return _InOrder(self._store, queues, revive_offsets).read()
+        queues.append(_Queue(TIMER_TOPIC, 0, self._of_timer))
+        return _InOrder(self._store, queues, [*revive_offsets, timer_offset]).read()
 
     def _take_of_wheel(self, places: list[tuple[int, int]]) -> Reply[None]:
         while places:
@@ -147,7 +143,8 @@ class LeaseReplay:
 
     def _of_timer(self, message: StoredMessage) -> None:
         pairs = names.decode(message.properties)
-        if pairs.get(names.REAL_TOPIC) == self._topic and (self._takes_rolled or names.TIMER_ROLL_TIMES not in pairs):
+        # written again for another place in the wheel, a record says nothing new in a replay
+        if pairs.get(names.REAL_TOPIC) == self._topic and (self._collects or names.TIMER_ROLL_TIMES not in pairs):
             self._apply(message, pairs.get(names.TAGS), int(pairs[names.REAL_QUEUE_ID]), -1)
 
     def _of_revive(self, message: StoredMessage) -> None:

@@ -131,6 +131,26 @@ def test_without_a_snapshot_the_leases_come_from_the_wheel_and_the_log(
     assert set(names(again.pop())) == everything - acked
 
 
+def test_without_a_snapshot_when_what_is_out_of_reach_of_the_wheel_is_written_again() -> None:
+    """Of a message whose lease was changed, of one that is acknowledged: what is written again is an older lease."""
+    near = {"timer_roll_window_slot": 10}
+    stage = PopStage(store_settings=near)
+    stage.send(*"abcd")
+    held = stage.pop()
+    stage.advance(2_000)
+    stage.ack(held[0])
+    stage.change(held[1], 100_000)
+    expected = in_flight(stage)
+    begin = len(stage.disk.events)
+    stage.advance(30_000)
+    for events in range(begin, len(stage.disk.events) + 1):
+        disk = stage.disk.crashed(events, everything_survives)
+        if disk.exists(PATH):
+            without_snapshot(disk)
+        again = PopStage(disk, VirtualClock(stage.clock.now_ms()), store_settings=near)
+        assert in_flight(again) == expected, events
+
+
 def test_a_snapshot_that_the_disk_does_not_give_back(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = PopStage()
     taken(stage)
