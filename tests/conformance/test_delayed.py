@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from harness.clients import Client, ClientError, Message, PushConsumer, SimpleCo
 from harness.grpc_variants import GRPC_DEFAULTS, GRPC_RUST
 from harness.remoting import RemotingClient, RemotingMessage
 from harness.servers import only_saturn
+from harness.wall_clock import WallClock
 
 from saturnmq.testing.server import LocalServer
 
@@ -19,6 +22,8 @@ HOUR_MS = 3_600_000
 #: after the first whole second from the time on; the machine is shared
 LATE_MS = 3_000
 ILLEGAL_DELIVERY_TIME = 40_012
+#: and a day
+A_YEAR = ("--set", f"maxDelayTimeMills={366 * 24 * HOUR_MS}", "--set", f"timerMaxDelaySec={366 * 24 * 3600}")
 
 
 def now_ms() -> int:
@@ -135,21 +140,26 @@ def test_remoting_too_far_away(remoting: RemotingClient, admin: Admin) -> None:
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[LocalServer]:
     """Its clock can be put forward, and it takes messages for a year."""
-    days = ("--set", f"maxDelayTimeMills={366 * 24 * HOUR_MS}", "--set", f"timerMaxDelaySec={366 * 24 * 3600}")
-    with LocalServer("--test-clock", *days, dev=False, home=tmp_path) as local:
+    with LocalServer("--test-clock", *A_YEAR, dev=False, home=tmp_path) as local:
         yield local
 
 
+@contextmanager
+def admin_of(local: LocalServer) -> Iterator[Admin]:
+    admin = Admin(local.namesrv, local.broker)
+    yield admin
+    admin.close()
+
+
 @only_saturn
-@pytest.mark.clients("go", "java")
-def test_hours_and_weeks(client: Client, local: LocalServer) -> None:
+@pytest.mark.clients("python", "go", "java")
+def test_hours_weeks_and_a_year(client: Client, local: LocalServer) -> None:
     """What is farther away than the timer wheel reaches is rolled on the way."""
     client.endpoints = local.grpc
-    admin = Admin(local.namesrv, local.broker)
-    topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
-    admin.close()
+    with admin_of(local) as admin:
+        topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
     begun_ms = now_ms()
-    after_hours = (20, 2, 24 * 40)
+    after_hours = (20, 2, 24 * 365, 24 * 40)
     client.producer(topic).send(
         [Message(topic, b"%d" % hours, deliver_ms=begun_ms + hours * HOUR_MS) for hours in after_hours]
     )
@@ -157,6 +167,59 @@ def test_hours_and_weeks(client: Client, local: LocalServer) -> None:
     local.advance_clock(2 * HOUR_MS - 30_000)
     assert not consumer.receive()
     local.advance_clock(31_000)
-    for hours, then in ((2, 20), (20, 24 * 40), (24 * 40, 24 * 40)):
+    for hours, then in pairwise((*sorted(after_hours), 24 * 365)):
         assert [delivery.message.body for delivery in consumer.take(1)] == [b"%d" % hours]
         local.advance_clock((then - hours) * HOUR_MS)
+
+
+@only_saturn
+@pytest.mark.clients("python", "go", "java")
+def test_farther_away_than_the_raised_maximum(client: Client, local: LocalServer) -> None:
+    client.endpoints = local.grpc
+    with admin_of(local) as admin:
+        topic = admin.create_topic("DELAY")
+    with pytest.raises(ClientError, match=f"maxDelayTimeMills={366 * 24 * HOUR_MS}"):
+        client.producer(topic).send([Message(topic, b"x", deliver_ms=now_ms() + 367 * 24 * HOUR_MS)])
+
+
+@only_saturn
+def test_remoting_weeks_and_a_year(java_remoting: RemotingClient, local: LocalServer) -> None:
+    java_remoting.namesrv = local.namesrv
+    with admin_of(local) as admin:
+        topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
+    producer = java_remoting.producer()
+    for days in (365, 40):
+        producer.send([RemotingMessage(topic, b"%d" % days, timers={"TIMER_DELAY_SEC": str(days * 24 * 3600)})])
+    with pytest.raises(ClientError, match=f"timerMaxDelaySec={366 * 24 * 3600}"):
+        producer.send([RemotingMessage(topic, b"x", timers={"TIMER_DELAY_SEC": str(367 * 24 * 3600)})])
+    consumer = java_remoting.push(group, {topic: "*"})
+    for days, passed in ((40, 0), (365, 40)):
+        local.advance_clock((days - passed) * 24 * HOUR_MS - HOUR_MS)
+        assert not consumer.take(1, timeout_s=0.5)
+        local.advance_clock(HOUR_MS)
+        assert [delivery.message.body for delivery in consumer.take(1)] == [b"%d" % days]
+
+
+@only_saturn
+@pytest.mark.clients("python", "go", "java")
+def test_a_server_that_was_off_for_ten_days(client: Client, tmp_path: Path) -> None:
+    """It delivers what fell due, and keeps the rest."""
+    clock = WallClock(tmp_path / "clock")
+    local = LocalServer(*A_YEAR, dev=False, home=tmp_path, command=clock.command)
+    with local:
+        client.endpoints = local.grpc
+        with admin_of(local) as admin:
+            topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
+        begun_ms = clock.now_ms()
+        due_ms = {b"%d" % days: begun_ms + days * 24 * HOUR_MS for days in (9, 1, 11, 5)}
+        client.producer(topic).send([Message(topic, body, deliver_ms=due) for body, due in due_ms.items()])
+        client.close_all()
+    clock.jump(10 * 24 * HOUR_MS)
+    with local:
+        client.endpoints = local.grpc
+        consumer = client.simple(group, {topic: "*"}, await_ms=5_000)
+        assert sorted(delivery.message.body for delivery in consumer.take(3)) == [b"1", b"5", b"9"]
+        assert not consumer.receive()
+        clock.jump(24 * HOUR_MS)
+        assert [delivery.message.body for delivery in consumer.take(1)] == [b"11"]
+        client.close_all()

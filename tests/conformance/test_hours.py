@@ -18,12 +18,16 @@ pytestmark = [only_saturn, pytest.mark.clients("python", "go", "java", smoke=())
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 #: of a group that says nothing else
 ATTEMPTS = 17
+#: about one half message
+CHECKS = 2
+#: more than the interval between them; three times that, and a client that did not say that it lives would be gone
+CHECK_MS = 35_000
 INVALID_RECEIPT_HANDLE = 40_013
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[LocalServer]:
-    with LocalServer("--test-clock", dev=False, home=tmp_path) as local:
+    with LocalServer("--test-clock", "--set", f"transactionCheckMax={CHECKS}", dev=False, home=tmp_path) as local:
         yield local
 
 
@@ -40,11 +44,11 @@ def client(client: Client, local: LocalServer) -> Client:
     return client
 
 
-def wait_buried(local: LocalServer, group: str) -> None:
+def wait_stored(local: LocalServer, topic: str) -> None:
     admin = Admin(local.namesrv, local.broker)  # another connection would be idle for hours
     deadline = time.monotonic() + 20
-    while admin.end_of_queue(f"%DLQ%{group}") < 1:
-        assert time.monotonic() < deadline, "it is not among the dead letters"
+    while admin.end_of_queue(topic) < 1:
+        assert time.monotonic() < deadline, f"nothing in {topic}"
         time.sleep(0.02)
     admin.close()
 
@@ -77,4 +81,30 @@ def test_what_nobody_acknowledges_is_buried(client: Client, local: LocalServer, 
         assert (delivery.id, delivery.attempt) == (sent, attempt)
         local.advance_clock(HOUR_MS + 1)
     assert not consumer.receive()
-    wait_buried(local, group)
+    wait_stored(local, f"%DLQ%{group}")
+
+
+def test_a_transaction_is_asked_about_and_given_up(client: Client, local: LocalServer, admin: Admin) -> None:
+    topic = admin.create_topic("TRANSACTION", queues=1)
+    producer = client.producer(topic, checks="UNKNOWN")
+    left = producer.transact(Message(topic, b"x"), "UNKNOWN")
+    for _ in range(CHECKS):
+        local.advance_clock(CHECK_MS)
+        assert [checked.id for checked in producer.checked(1)] == [left]
+    local.advance_clock(CHECK_MS)
+    wait_stored(local, "TRANS_CHECK_MAX_TIME_TOPIC")
+
+
+def test_a_producer_that_comes_back_is_asked(client: Client, local: LocalServer, admin: Admin) -> None:
+    topic, group = admin.create_topic("TRANSACTION", queues=1), admin.create_group()
+    gone = client.producer(topic, checks="ROLLBACK")
+    left = gone.transact(Message(topic, b"x"), "UNKNOWN")
+    client.close(gone)
+    local.advance_clock(12 * HOUR_MS)
+    producer = client.producer(topic, checks="COMMIT")
+    local.advance_clock(CHECK_MS)
+    assert [checked.id for checked in producer.checked(1)] == [left]
+    consumer = client.simple(group, {topic: "*"}, await_ms=5_000)
+    assert [delivery.id for delivery in consumer.take(1)] == [left]
+    local.advance_clock(HOUR_MS)
+    assert not producer.checked(1, timeout_s=0.5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
-from long_clock import WallClock
+from harness.wall_clock import WallClock
 from long_ledger import QUEUES, Ledger
 from long_load import Load, Sent, eventually, pull_fields, send_fields
 

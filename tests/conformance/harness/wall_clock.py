@@ -1,4 +1,4 @@
-"""A wall clock that a test sets: `python long_clock.py FILE …` is `saturnmq …` whose clock is off by what FILE says."""
+"""A wall clock that a test sets: `python wall_clock.py FILE …` is `saturnmq …` whose clock is off by what FILE says."""
 
 from __future__ import annotations
 
