@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "compatibility.md"
 CLIENTS = ("Python", "Go", "Node", "Java", "Java 4", "Rust")
-NAME = re.compile(r"`((?:unit/\w+/|oracle/)?test_\w+\.py)::(test_\w+)`")
+NAME = re.compile(r"`((?:unit/\w+/|oracle/(?:exchange/)?)?test_\w+\.py)::(test_\w+)`")
 
 
 @pytest.fixture(scope="module")

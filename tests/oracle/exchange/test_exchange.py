@@ -21,7 +21,7 @@ import pytest
 from harness.admin import AdminError
 from harness.apache import Apache
 from harness.mqadmin import Mqadmin, Said
-from harness.pipeline import Numbered, PipelinedSender, Stored, records
+from harness.pipeline import Numbered, PipelinedSender, Stored, read_back, records
 from harness.remoting import RemotingClient, RemotingMessage, RemotingProcess
 from harness.shared_broker import BROKER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
 
@@ -29,6 +29,7 @@ UPDATE_AND_CREATE_TOPIC = 17
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
 QUERY_MESSAGE = 12
 UPDATE_CONSUMER_OFFSET = 15
+CONSUMER_SEND_MSG_BACK = 36
 POP_MESSAGE = 200_050
 
 OTHER: Mapping[Server, Server] = {"apache": "saturn", "saturn": "apache"}
@@ -175,6 +176,11 @@ class Story:
         return f"{name}-{self.number}"
 
     def tell(self, broker: SharedBroker, process: RemotingProcess) -> None:
+        self.store(broker, process)
+        self.delay(broker, process)
+
+    def store(self, broker: SharedBroker, process: RemotingProcess) -> None:
+        """What is there to stay."""
         self.begun_ms = time.time_ns() // 1_000_000
         self.make(broker)
         self.load(broker.address)
@@ -186,7 +192,6 @@ class Story:
             client.close_all()
         self.load(broker.address)
         self.commit(broker)
-        self.delay(broker, process)
 
     def make(self, broker: SharedBroker) -> None:
         """Topics and groups."""
@@ -264,12 +269,21 @@ class Story:
         broker.wait_written("consumerOffset.json", f"{self.topic('load')}@{self.group('half')}")
 
     def delay(self, broker: SharedBroker, process: RemotingProcess) -> None:
-        """Messages that become due when another server has the directory."""
+        """Messages, and one that failed, which become due when another server has the directory."""
         client = RemotingClient(process, broker.namesrv)
         topic = self.topic(DELAYED)
         messages = [RemotingMessage(topic, b"delayed %d" % n, delay_level=level) for n, level in enumerate((3, 3, 18))]
         client.producer().send(messages)
         client.close_all()
+        failed = next(read_back(broker.connection, self.topic("plain"), QUEUES))
+        broker.connection.call(
+            CONSUMER_SEND_MSG_BACK,
+            group=self.group("growing"),
+            offset=str(failed.log_offset),
+            delayLevel="3",
+            originMsgId="",
+            originTopic=failed.topic,
+        )
         self.delayed_until = time.monotonic() + DELAY_S
 
     # ----------------------------------------------------------------------------------------- told by the other
@@ -345,14 +359,17 @@ class Story:
 
     def check_delayed(self, broker: SharedBroker) -> None:
         """Those of level 3 came, the one of level 18 did not."""
-        topic = self.topic(DELAYED)
-        wait_until(partial(broker.has_messages, topic), self.delayed_until - time.monotonic() + SOON_S)
+        delayed, retry = self.topic(DELAYED), f"%RETRY%{self.group('growing')}"
+        for topic in (delayed, retry):
+            wait_until(partial(broker.has_messages, topic), self.delayed_until - time.monotonic() + SOON_S)
 
         def bodies() -> list[bytes]:
-            return sorted(message.body for (of, _, _), message in broker.messages().items() if of == topic)
+            stored = broker.messages().items()
+            return sorted(message.body for (of, _, _), message in stored if of in (delayed, retry))
 
-        wait_until(lambda: len(bodies()) == 2, SOON_S)
-        assert bodies() == [b"delayed 0", b"delayed 1"]
+        wait_until(lambda: len(bodies()) == 3, SOON_S)
+        failed = next(read_back(broker.connection, self.topic("plain"), QUEUES)).body
+        assert bodies() == sorted([b"delayed 0", b"delayed 1", failed])
 
 
 def run(mqadmin: Mqadmin, namesrv: str, *command: str) -> Said:

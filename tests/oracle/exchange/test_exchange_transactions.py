@@ -47,6 +47,8 @@ WRITTEN_S = 5
 QUIET_S = 2.5
 ASKED_WITHIN_S = 60
 IMMUNE_S = 45
+#: half messages of each kind, in each of two chapters
+FIRST, SECOND = 8, 4
 
 
 class Producer:
@@ -101,25 +103,24 @@ class Story:
     def __init__(self, broker: SharedBroker) -> None:
         self.broker = broker
         self.producer: Producer | None = None
+        self._begun_s = 0.0
 
-    def start(self, server: Server, **decides: int) -> Producer:
-        self.broker.start(server)
+    def join(self, **decides: int) -> Producer:
         self.producer = Producer(self.broker.port)
         self.producer.decides = decides
         return self.producer
 
-    def end(self, end: str) -> None:
-        """While nothing moves: Apache's broker asks again about what it had asked about just before a crash."""
+    def leave(self) -> None:
+        if self.producer is not None:
+            self.producer.close()
+
+    def wait_quiet(self) -> None:
+        """Until nothing moves: Apache's broker asks again about what it had asked about just before a crash."""
         producer = self.producer
         assert producer is not None
         asked = producer.asked.total()
         wait(lambda: producer.asked.total() > asked)
         time.sleep(QUIET_S)
-        producer.close()
-        if end == "kill":
-            self.broker.kill()
-        else:
-            self.broker.stop()
 
     def send(self, name: str, resolution: int = 0, **properties: str) -> None:
         """A half message, which is ended at once, or left."""
@@ -147,6 +148,60 @@ class Story:
     def stored(self) -> Counter[str]:
         return Counter(record.decode(one.record).body.decode() for one in read_back(self.broker.connection, TOPIC, 1))
 
+    # --------------------------------------------------------------------------------------------- the chapters
+
+    def first(self) -> None:
+        producer = self.join()
+        self.broker.connection.call(
+            UPDATE_AND_CREATE_TOPIC, topic=TOPIC, defaultTopic="TBW102", readQueueNums="1", writeQueueNums="1",
+            perm="6", topicFilterType="SINGLE_TAG", topicSysFlag="0", order="false",
+            attributes="+message.type=TRANSACTION",
+        )  # fmt: skip
+        self.broker.wait_for_route(TOPIC)
+        self.send_all(1, FIRST)
+        self._begun_s = time.monotonic()
+        left = left_of(1, FIRST)
+        wait(lambda: producer.asked.keys() >= left)
+        assert producer.asked.keys() == left, "it was asked about what it had ended, or should not be asked about yet"
+        time.sleep(WRITTEN_S)
+
+    def second(self) -> None:
+        producer = self.join(**{"second commit": COMMIT, "second rollback": ROLLBACK})
+        left = left_of(1, FIRST)
+        wait(lambda: producer.asked.keys() >= left)
+        self.send_all(2, SECOND)
+        left |= left_of(2, SECOND)
+        wait(lambda: producer.asked.keys() >= left)
+        may_be = {"third commit immune-1"} if time.monotonic() > self._begun_s + IMMUNE_S else set()
+        assert producer.asked.keys() <= left | may_be
+        time.sleep(WRITTEN_S)
+
+    def third(self) -> None:
+        producer = self.join(**{"third commit": COMMIT, "third rollback": ROLLBACK})
+        left = left_of(1, FIRST) | left_of(2, SECOND)
+        immune = {"third commit immune-1", "third commit immune-2"}
+        pending = {name for name in left if name.startswith("third")} | immune
+        wait(lambda: producer.asked.keys() >= pending)
+        time.sleep(WRITTEN_S)
+        assert producer.asked.keys() == pending, "what the second had ended"
+        before = Counter(producer.asked)
+        time.sleep(6)
+        assert producer.asked == before, "nothing is pending any more"
+        times = self.stored()
+        committed = {f"committed-{phase}-{n}" for phase, count in ((1, FIRST), (2, SECOND)) for n in range(count)}
+        assert times.keys() == committed | {name for name in left if "commit" in name} | immune
+        assert set(times.values()) == {1}, times
+
+
+def left_of(phase: int, count: int) -> set[str]:
+    """What `send_all` leaves for the servers to come."""
+    return {
+        f"{server} {how} {phase}-{number}"
+        for server in ("second", "third")
+        for how in ("commit", "rollback")
+        for number in range(count)
+    }
+
 
 def wait(what: Callable[[], bool], seconds: float = ASKED_WITHIN_S) -> None:
     deadline = time.monotonic() + seconds
@@ -161,53 +216,20 @@ def story(tmp_path: Path, apache: Apache, namesrv: str) -> Iterator[Story]:
     story = Story(broker)
     yield story
     broker.kill()
-    if story.producer is not None:
-        story.producer.close()
+    story.leave()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 @pytest.mark.parametrize("first", ["apache", "saturn"])
 def test_half_messages_change_hands_twice(story: Story, first: Server, end: str) -> None:
-    producer = story.start(first)
-    story.broker.connection.call(
-        UPDATE_AND_CREATE_TOPIC, topic=TOPIC, defaultTopic="TBW102", readQueueNums="1", writeQueueNums="1", perm="6",
-        topicFilterType="SINGLE_TAG", topicSysFlag="0", order="false", attributes="+message.type=TRANSACTION",
-    )  # fmt: skip
-    story.broker.wait_for_route(TOPIC)
-    story.send_all(1, 8)
-    begun_s = time.monotonic()
-    left = {f"{server} {how} 1-{number}" for server in ("second", "third") for how in ("commit", "rollback")
-            for number in range(8)}  # fmt: skip
-    wait(lambda: producer.asked.keys() >= left)
-    assert producer.asked.keys() == left, "it was asked about what it had ended, or should not be asked about yet"
-    time.sleep(WRITTEN_S)
-    story.end(end)
-
-    producer = story.start(OTHER[first], **{"second commit": COMMIT, "second rollback": ROLLBACK})
-    wait(lambda: producer.asked.keys() >= left)
-    story.send_all(2, 4)
-    left |= {f"{server} {how} 2-{number}" for server in ("second", "third") for how in ("commit", "rollback")
-             for number in range(4)}  # fmt: skip
-    immune = {"third commit immune-1", "third commit immune-2"}
-    wait(lambda: producer.asked.keys() >= left)
-    assert producer.asked.keys() <= left | (
-        {"third commit immune-1"} if time.monotonic() > begun_s + IMMUNE_S else set()
-    )
-    time.sleep(WRITTEN_S)
-    story.end(end)
-
-    producer = story.start(first, **{"third commit": COMMIT, "third rollback": ROLLBACK})
-    pending = {name for name in left if name.startswith("third")} | immune
-    wait(lambda: producer.asked.keys() >= pending)
-    time.sleep(WRITTEN_S)
-    assert producer.asked.keys() == pending, "what the second had ended"
-    before = Counter(producer.asked)
-    time.sleep(6)
-    assert producer.asked == before, "nothing is pending any more"
-    times = story.stored()
-    committed = {f"committed-{phase}-{number}" for phase, count in ((1, 8), (2, 4)) for number in range(count)}
-    assert times.keys() == committed | {name for name in left if "commit" in name} | immune
-    assert set(times.values()) == {1}, times
-    producer.close()
+    for server, chapter in ((first, story.first), (OTHER[first], story.second)):
+        story.broker.start(server)
+        chapter()
+        story.wait_quiet()
+        story.leave()
+        getattr(story.broker, end)()
+    story.broker.start(first)
+    story.third()
+    story.leave()
     story.broker.stop()
     assert story.broker.verify()[0] == []
