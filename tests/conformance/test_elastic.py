@@ -23,6 +23,8 @@ pytestmark = only_saturn
 #: for what happens within moments
 SOON_S = 15
 MESSAGES = 5
+#: more than the broker waits before it looks for half messages
+CHECK_MS = 35_000
 
 
 class Stage:
@@ -35,9 +37,9 @@ class Stage:
         self.broker = processes.broker("-n", self.namesrv)
         address = self.broker.ready["broker"]
         wait_for_route(self.namesrv, {"broker-a": address})
-        admin = Admin(self.namesrv, address)
+        admin = self.admin = Admin(self.namesrv, address)
+        opened.callback(admin.close)
         self.topic, self.pushed, self.taken = admin.create_topic(), admin.create_group(), admin.create_group()
-        admin.close()
 
     def proxy(self, name: str, *arguments: str) -> ServerProcess:
         """On a port that it keeps."""
@@ -119,6 +121,27 @@ def test_a_push_consumer_keeps_what_it_holds_when_its_proxy_is_killed(client: Cl
     push.resume()
     wait_until(lambda: metric(stage.broker, "rocketmq_consumer_inflight_messages") == 0)
     assert not push.take(1, timeout_s=1)
+    part(client)
+
+
+@pytest.mark.clients("python", "go", "java")
+def test_a_transaction_ends_through_another_proxy(client: Client, stage: Stage) -> None:
+    """The half message came through one that is gone."""
+    first, second = (stage.proxy(name) for name in ("first", "second"))
+    topic = stage.admin.create_topic("TRANSACTION")
+    client.endpoints = first.ready["grpc"]
+    producer = client.producer(topic, checks="ROLLBACK")
+    left = producer.transact(Message(topic, b"x"), "UNKNOWN")
+    client.close(producer)
+    first.kill()
+    wait_until(lambda: not stage.admin.producer_ids(topic, topic))
+    client.endpoints = second.ready["grpc"]
+    producer = client.producer(topic, checks="COMMIT")
+    wait_until(lambda: len(stage.admin.producer_ids(topic, topic)) == 1)
+    advance(stage.broker, CHECK_MS)
+    assert [checked.id for checked in producer.checked(1)] == [left]
+    consumer = client.simple(stage.taken, {topic: "*"})
+    assert [delivery.id for delivery in consumer.take(1)] == [left]
     part(client)
 
 
