@@ -13,7 +13,7 @@ from harness.programs import ROOT
 
 SCRIPT = Path(os.environ.get("APACHE_SH", ROOT.parent / "shared" / "bench" / "apache" / "apache.sh"))
 #: the port of a JVM that shares two cores with others
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 240
 #: a broker writes its files and leaves its NameServer
 STOP_TIMEOUT_S = 60
 POLL_S = 0.02
