@@ -43,7 +43,7 @@ from saturnmq.wire.remoting.headers import (
     NotificationHeader,
     PopHeader,
 )
-from saturnmq.wire.remoting.requests import BROKER_NAME, Brokers, Peer
+from saturnmq.wire.remoting.requests import Brokers, Peer, broker_of
 
 _CODES = {
     PopStatus.FOUND: ResponseCode.SUCCESS,
@@ -77,12 +77,12 @@ class PopRequests:
             fifo=bool(header.order),
             attempt_id=header.attempt_id,
         )
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return after(broker.pop(request), lambda result: _popped(request, result))
 
     def ack(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, AckHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return after(broker.ack(_delivery(header)), lambda _: Response(fields=extensions(command, CHECKS_HANDLE)))
 
     def batch_ack(self, command: Command, connection: Peer) -> Reply[Response | None]:
@@ -98,7 +98,7 @@ class PopRequests:
 
     def change_invisible(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, ChangeInvisibleHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         delivery, done = _delivery(header), extensions(command, CHECKS_HANDLE)
         if KEEP_HANDLE in command.fields:
             renewed = broker.renew(delivery, header.invisible_time, command.fields.get(KEEP_FOR, ""))
@@ -119,7 +119,7 @@ class PopRequests:
             fifo=bool(header.order),
             attempt_id=header.attempt_id,
         )
-        return after(self._brokers.named(command.fields.get(BROKER_NAME)).notify(request), _noticed)
+        return after(broker_of(self._brokers, command).notify(request), _noticed)
 
 
 def _noticed(notice: Notice) -> Response:

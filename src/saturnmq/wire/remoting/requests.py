@@ -96,6 +96,11 @@ class Brokers(Protocol):
         ...
 
 
+def broker_of(brokers: Brokers, command: Command) -> BrokerPort:
+    """The one that the request names."""
+    return brokers.named(command.fields.get(BROKER_NAME))
+
+
 # ------------------------------------------------------------------------------------------------------ sends
 
 
@@ -160,7 +165,7 @@ class SendRequests:
 
     def send(self, command: Command, connection: Peer) -> Reply[Response | None]:
         request = send_request(msgspec.convert(command.fields, SendHeader, strict=False), command, connection)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return self.sent(broker.send(request) if self._check is None else self._checked(broker, request))
 
     def send_v2(self, command: Command, connection: Peer) -> Reply[Response | None]:
@@ -213,7 +218,7 @@ class SendRequests:
             reason=header.dead_reason or DeadReason.CONSUMER,
             unit_mode=bool(header.unit_mode),
         )
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return after(broker.send_back(request), lambda _: Response())
 
     def recall(self, command: Command, connection: Peer) -> Reply[Response | None]:
@@ -224,7 +229,7 @@ class SendRequests:
             producer_group=header.producer_group,
             born_host=pack(connection.peer),
         )
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         region = self._fields[names.MESSAGE_REGION]
         return after(
             broker.recall(request),
@@ -246,7 +251,7 @@ class SendRequests:
             from_check=bool(header.from_transaction_check),
             message_id=header.unique_key,
         )
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return after(broker.end_transaction(request), lambda _: Response())
 
 
@@ -263,7 +268,7 @@ class PullRequests:
 
     def pull(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, PullHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         lite = command.code == RequestCode.LITE_PULL_MESSAGE
         if not header.sys_flag & SUBSCRIPTION:
             return chain(self._wanted(header), lambda wanted: _pull(broker, header, wanted, lite))
@@ -307,21 +312,21 @@ class QueueRequests:
 
     def committed(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, OffsetHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         queue = MessageQueue(header.topic, broker.name, header.queue_id)
         zero_if_new = header.set_zero_if_not_found is not False
         return after(broker.committed(header.consumer_group, queue, zero_if_new=zero_if_new), offset_answer)
 
     def commit(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, CommitHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         queue = MessageQueue(header.topic, broker.name, header.queue_id)
         return after(broker.commit(header.consumer_group, queue, header.commit_offset), _committed)
 
     def by_time(self, command: Command, connection: Peer) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, SearchHeader, strict=False)
         boundary = Boundary.UPPER if (header.boundary_type or "").upper() == Boundary.UPPER.name else Boundary.LOWER
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         queue = MessageQueue(header.topic, broker.name, header.queue_id)
         return after(broker.offset_by_time(queue, header.timestamp, boundary), offset_answer)
 
@@ -336,7 +341,7 @@ class QueueRequests:
 
     def _queue(self, command: Command) -> tuple[BrokerPort, MessageQueue]:
         header = msgspec.convert(command.fields, QueueHeader, strict=False)
-        broker = self._brokers.named(command.fields.get(BROKER_NAME))
+        broker = broker_of(self._brokers, command)
         return broker, MessageQueue(header.topic, broker.name, header.queue_id)
 
     def lock(self, command: Command, connection: Peer) -> Reply[Response | None]:
