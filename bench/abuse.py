@@ -29,6 +29,7 @@ from urllib.request import urlopen
 
 from saturnmq.kernel.config import Limits
 from saturnmq.kernel.errors import ProtocolError
+from saturnmq.net.newcomers import DESCRIPTOR_SHARE
 from saturnmq.testing.server import LocalServer
 from saturnmq.wire.http2 import frames
 from saturnmq.wire.http2.connection import ServerConnection
@@ -43,7 +44,8 @@ CALLS_PER_S = 200
 MOST_MIB = 64
 #: of an idle connection
 MOST_IDLE_KIB = 16
-DESCRIPTORS = 131_072
+#: connections of the good client and of attackers
+SPARE_DESCRIPTORS = 100
 PATH = b"/apache.rocketmq.v2.MessagingService/QueryRoute"
 HEADERS = [
     (b":method", b"POST"),
@@ -387,6 +389,21 @@ def hold_idle(server: LocalServer, count: int, seconds: float, quiet_p99: float)
     return each_kib <= MOST_IDLE_KIB and len(outcome.took) > 0
 
 
+def most_idle(wanted: int) -> int:
+    """As many as the server may take on one port, with as many descriptors as a process can get here; says so when
+    that is fewer than are wanted."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    with contextlib.suppress(ValueError, OSError):  # needs CAP_SYS_RESOURCE, which root need not have
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room, needed = hard // DESCRIPTOR_SHARE - SPARE_DESCRIPTORS, (wanted + SPARE_DESCRIPTORS) * DESCRIPTOR_SHARE
+    if room < wanted:
+        print(f"NOT {wanted} IDLE CONNECTIONS, {room}: for that many the hard limit has to be {needed}, ", end="")
+        print(f"here it is {hard} (ulimit -Hn; a port takes a {DESCRIPTOR_SHARE}th of it)")
+    return min(room, wanted)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
@@ -400,15 +417,13 @@ def main() -> int:
         host, _, port = address.rpartition(":")
         attack(name, (host, int(port)), given.seconds)
         return 0
-    with contextlib.suppress(ValueError, OSError):  # root may
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    idle = most_idle(given.idle)  # before the server starts, which inherits the limit
     names = given.only.split(",") if given.only else [*FLOODS, *SLOW, "connections-without-end"]
     failed = []
     with LocalServer() as server:
         watch("warm-up", server, 2, [])
         quiet = watch("no attack", server, given.seconds, [])
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 6
-        if given.idle and not hold_idle(server, min(given.idle, most), given.seconds, quiet.p99()):
+        if idle and not hold_idle(server, idle, given.seconds, quiet.p99()):
             failed.append("idle")
         print(f"{'':26}{'ns/byte':>8}{'p99 ms':>8}{'beside':>8}{'+ MiB':>8}{'cores':>7}{'waited':>8}  counted")
         for name in ["no attack", *names]:
