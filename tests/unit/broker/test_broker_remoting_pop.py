@@ -38,9 +38,13 @@ def handle(asked: Asked, offset: int) -> str:
     return f"{start} {lease} {kind} broker-a {queue_id} {offset}"
 
 
+def acknowledge(offline: OfflineBroker, extra_info: str, offset: int, topic: str = "orders", group: str = "g") -> Asked:
+    fields = {"consumerGroup": group, "topic": topic, "queueId": 0, "extraInfo": extra_info, "offset": offset}
+    return offline.ask(RequestCode.ACK_MESSAGE, fields)
+
+
 def ack(offline: OfflineBroker, extra_info: str, offset: int, topic: str = "orders") -> int:
-    fields = {"consumerGroup": "g", "topic": topic, "queueId": 0, "extraInfo": extra_info, "offset": offset}
-    return offline.ask(RequestCode.ACK_MESSAGE, fields).code
+    return acknowledge(offline, extra_info, offset, topic).code
 
 
 def test_an_answer_names_every_message(offline: OfflineBroker) -> None:
@@ -148,6 +152,19 @@ def test_fifo_answers_count_deliveries(offline: OfflineBroker) -> None:
 @pytest.mark.parametrize("extra_info", ["", "1 2 3", "a b c d e f g h"])
 def test_a_handle_that_cannot_be_read(offline: OfflineBroker, extra_info: str) -> None:
     assert ack(offline, extra_info, 0) == ResponseCode.MESSAGE_ILLEGAL
+
+
+def test_handles_say_what_they_are(offline: OfflineBroker) -> None:
+    offline.send("orders")
+    extra_info = handle(pop(offline, invisibleTime=10_000), 0)
+    foreign = acknowledge(offline, extra_info, 0, group="strangers")
+    assert (foreign.code, "never received by this group" in foreign.remark) == (ResponseCode.MESSAGE_ILLEGAL, True)
+    forged = acknowledge(offline, extra_info, 9)
+    assert (forged.code, "does not exist" in forged.remark) == (ResponseCode.NO_MESSAGE, True)
+    assert [ack(offline, extra_info, 0) for _ in range(2)] == [0, 0], "a repeated one, within the lease"
+    offline.clock.advance(10_000)
+    expired = acknowledge(offline, extra_info, 0)
+    assert (expired.code, "expired" in expired.remark) == (ResponseCode.MESSAGE_ILLEGAL, True)
 
 
 def test_how_many_wait(offline: OfflineBroker) -> None:
