@@ -87,6 +87,8 @@ def client_process(run_home: Path, server: Server, forwarder: Forwarder) -> Iter
             variant = GRPC_VARIANTS[name]
             built = built_or_skipped(variant.source)
             command = list(variant.source.toolchain.run)
+            if name in running:
+                running[name].kill()  # it has ended, its pipes have not
             running[name] = ClientProcess(command, built, run_home / name, trust(variant, server, run_home))
         return running[name]
 

@@ -33,6 +33,7 @@ ends the program.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -172,7 +173,8 @@ class ClientProcess:
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        self._stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before it had read everything
+            self._stdin.close()
 
     def _read(self, stdout: IO[str]) -> None:
         with stdout:
