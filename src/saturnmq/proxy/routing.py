@@ -62,12 +62,15 @@ class TopicView(msgspec.Struct, kw_only=True):
         return self.writable[0].broker_name == self.writable[-1].broker_name
 
     def choose_other_queue(self, brokers: Mapping[str, BrokerPort], tried: MessageQueue) -> MessageQueue | None:
-        """The next one in turn on another broker that takes sends; None: there is none."""
+        """The next one in turn on another broker, which takes sends if one does; None: there is no other broker."""
+        any_other = None
         for _ in self.writable:
             queue = next(self.next_writable)
-            if queue.broker_name != tried.broker_name and brokers[queue.broker_name].takes_sends:
-                return queue
-        return None
+            if queue.broker_name != tried.broker_name:
+                if brokers[queue.broker_name].takes_sends:
+                    return queue
+                any_other = queue
+        return any_other
 
     def choose_broker(self, wanted: str) -> str:
         """The broker to receive from: the one asked for, else in turn. Raises NoPermission."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cluster_stage import NAMES, ClusterStage, handle_of
-from proxy_fakes import receive_request
+from proxy_fakes import message, receive_request
 
 from saturnmq.kernel.errors import TopicNotFound
 from saturnmq.kernel.host import Address
@@ -125,6 +125,24 @@ def test_the_other_brokers_go_on_without_a_dead_one() -> None:
     for number in range(6, 10):
         assert stage.send(b"%d" % number).status.code == pb.OK
     assert [name for name, _ in stage.stored()].count("broker-b") == 2
+
+
+def test_a_broker_that_was_slow_is_better_than_one_that_is_dead() -> None:
+    stage = ClusterStage(brokers=2)
+    stage.add_topic("t")
+    for number in range(2):
+        assert stage.send(b"%d" % number).status.code == pb.OK
+    stage.network.silent.add(stage.address("broker-b"))
+    for _ in range(2):
+        stage.start("SendMessage", pb.SendMessageRequest(messages=[message("t", b"lost")]))
+    stage.clock.advance(3_000)
+    assert not stage.cluster.brokers["broker-b"].takes_sends
+    stage.network.silent.clear()
+    stage.network.dead.add(stage.address("broker-a"))
+    before = len(stage.stored())
+    for number in range(4):
+        assert stage.send(b"%d" % number).status.code == pb.OK
+    assert len(stage.stored()) == before + 4
 
 
 def test_a_route_without_a_broker_that_can_be_reached_is_asked_for_again() -> None:
