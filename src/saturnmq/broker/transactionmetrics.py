@@ -12,6 +12,9 @@ from saturnmq.kernel.metrics import Metrics
 from saturnmq.kernel.topic import DataVersion
 from saturnmq.store.store import Store
 
+#: seconds (broker/metrics/BrokerMetricsManager.java)
+_LATENCIES_S = (5, 60, 600, 3_600, 43_200, 86_400)
+
 
 class _File(msgspec.Struct, rename="camel"):
     """config/transactionMetrics (broker/transaction/TransactionMetrics.java)"""
@@ -33,6 +36,12 @@ class TransactionMetrics:
         self._halves = metrics.counter("rocketmq_half_messages", "Half messages that are pending", ("topic",), "gauge")
         self.committed = metrics.counter(
             "rocketmq_commit_messages_total", "Half messages that were committed", ("topic",)
+        )
+        self.latency = metrics.histogram(
+            "rocketmq_finish_message_latency_milliseconds",
+            "From the birth of a half message to its commit: seconds, whatever Apache calls it",
+            _LATENCIES_S,
+            ("topic",),
         )
         self.rolled_back = metrics.counter(
             "rocketmq_rollback_messages_total", "Half messages that were rolled back", ("topic",)

@@ -186,6 +186,8 @@ class Transactions:
                 del self._committed[next(iter(self._committed))]
             self._ended(half)
             self.metrics.committed.add((half.topic,))
+            age_ms = self._clock.now_ms() - half.stored.born_ms  # by the producer's clock, as Apache's
+            self.metrics.latency.add(max(age_ms, 0) // 1000, (half.topic,))
         return self._store.when_durable(durable_at, None)
 
     def _roll_back(self, half: Half) -> Reply[None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
 
 class Counter:
@@ -19,11 +21,36 @@ class Counter:
         self.values[labels] += amount
 
 
+class Histogram:
+    """How many values came up to each bound, per set of label values. Owner: the room that measures."""
+
+    __slots__ = ("bounds", "help", "labels", "name", "values")
+
+    def __init__(self, name: str, help: str, bounds: tuple[int, ...], labels: tuple[str, ...] = ()) -> None:  # noqa: A002
+        self.name, self.help, self.bounds, self.labels = name, help, bounds, labels
+        #: how many came between each two bounds, and above the last; behind them their sum
+        self.values: dict[tuple[str, ...], list[int]] = {}
+
+    def add(self, value: int, labels: tuple[str, ...] = ()) -> None:
+        counts = self.values.setdefault(labels, [0] * (len(self.bounds) + 2))
+        counts[bisect_left(self.bounds, value)] += 1
+        counts[-1] += value
+
+    def samples(self) -> Iterator[str]:
+        for values, (*counts, total) in list(self.values.items()):
+            labels = dict(zip(self.labels, values, strict=True))
+            for bound, count in zip((*map(float, self.bounds), "+Inf"), accumulate(counts), strict=True):
+                yield f"{_labelled(f'{self.name}_bucket', {**labels, 'le': str(bound)})} {count}\n"
+            yield f"{_labelled(f'{self.name}_count', labels)} {sum(counts)}\n"
+            yield f"{_labelled(f'{self.name}_sum', labels)} {total}\n"
+
+
 class Metrics:
     """Everything one process counts. Gauges are functions, asked when the page is."""
 
     def __init__(self) -> None:
         self._counters: list[Counter] = []
+        self._histograms: list[Histogram] = []
         #: by name: the help, and of each set of labels how it is written and read
         self._gauges: dict[str, tuple[str, list[tuple[str, Callable[[], int | float]]]]] = {}
 
@@ -35,6 +62,11 @@ class Metrics:
         counter = Counter(name, help, labels, kind)
         self._counters.append(counter)
         return counter
+
+    def histogram(self, name: str, help: str, bounds: tuple[int, ...], labels: tuple[str, ...] = ()) -> Histogram:  # noqa: A002
+        histogram = Histogram(name, help, bounds, labels)
+        self._histograms.append(histogram)
+        return histogram
 
     def gauge(
         self,
@@ -53,6 +85,9 @@ class Metrics:
             yield f"# HELP {counter.name} {counter.help}\n# TYPE {counter.name} {counter.kind}\n"
             for values, number in list(counter.values.items()):
                 yield f"{_labelled(counter.name, dict(zip(counter.labels, values, strict=True)))} {number}\n"
+        for histogram in self._histograms:
+            yield f"# HELP {histogram.name} {histogram.help}\n# TYPE {histogram.name} histogram\n"
+            yield from histogram.samples()
         for name, (text, reads) in self._gauges.items():
             yield f"# HELP {name} {text}\n# TYPE {name} gauge\n"
             for labelled, read in reads:
@@ -63,6 +98,7 @@ def together(label: str, pages: Mapping[str, str]) -> str:
     """One page of the pages of several processes: each sample says by `label` whose it is."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
+    metric = ""  # that the lines are about: a head comes before its samples
     for process, page in pages.items():
         for line in page.splitlines():
             if line.startswith("# "):
@@ -76,7 +112,7 @@ def together(label: str, pages: Mapping[str, str]) -> str:
             else:
                 name, _, number = line.partition(" ")
                 sample = f'{name}{{{label}="{process}"}} {number}'
-            samples.setdefault(name, []).append(sample)
+            samples.setdefault(metric, []).append(sample)
     return "".join(f"{line}\n" for metric, head in heads.items() for line in (*head, *samples.get(metric, ())))
 
 

@@ -129,6 +129,18 @@ def test_a_half_message_is_seen_by_nobody_until_it_is_committed(offline: Offline
     assert 'rocketmq_commit_messages_total{topic="orders"} 1' in "".join(offline.metrics.lines())
 
 
+def test_how_long_it_took_to_be_committed(offline: OfflineBroker) -> None:
+    half = Half(offline)
+    [stored] = offline.stored(HALF_TOPIC)
+    offline.clock.advance(stored.born_ms + 7_000 - offline.clock.now_ms())
+    for _ in range(2):  # the second finds it committed
+        assert end(offline, half).code == 0
+    found = re.findall(r"rocketmq_finish_message_latency_\w+(_\w+){(.+)} (\d+)", "".join(offline.metrics.lines()))
+    labels = 'topic="orders"'
+    assert found[:2] == [("_bucket", f'{labels},le="5.0"', "0"), ("_bucket", f'{labels},le="60.0"', "1")]
+    assert found[-2:] == [("_count", labels, "1"), ("_sum", labels, "7")]
+
+
 def test_a_rollback_is_durable_when_it_is_answered(offline: OfflineBroker) -> None:
     half = Half(offline)
     assert end(offline, half, TRANSACTION_ROLLBACK).code == 0

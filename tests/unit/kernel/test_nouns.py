@@ -8,7 +8,7 @@ from saturnmq.kernel import properties
 from saturnmq.kernel.errors import IllegalFilter, IllegalGroup, IllegalTopic, InvalidReceiptHandle, InvalidTransactionId
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind, TransactionHandle
 from saturnmq.kernel.host import Address, pack, unpack
-from saturnmq.kernel.metrics import Metrics
+from saturnmq.kernel.metrics import Metrics, together
 from saturnmq.kernel.subscription import subscribe, tag_hash
 from saturnmq.kernel.topic import TopicConfig, check_group, check_topic, is_system_topic, pop_retry_topic
 
@@ -115,6 +115,19 @@ def test_metrics_page() -> None:
         '# HELP c_total what it counts\n# TYPE c_total counter\nc_total{topic="a\\"b"} 3\n'
         "# HELP g how many\n# TYPE g gauge\ng 5\n"
     )
+
+
+def test_a_histogram() -> None:
+    metrics = Metrics()
+    histogram = metrics.histogram("h", "how long", (5, 60), ("topic",))
+    for value in (0, 5, 6, 61):
+        histogram.add(value, ("a",))
+    page = "".join(metrics.lines())
+    assert page == (
+        '# HELP h how long\n# TYPE h histogram\nh_bucket{topic="a",le="5.0"} 2\nh_bucket{topic="a",le="60.0"} 3\n'
+        'h_bucket{topic="a",le="+Inf"} 4\nh_count{topic="a"} 4\nh_sum{topic="a"} 72\n'
+    )
+    assert together("worker", {"1": page, "2": page}).count("h_count{worker=") == 2
 
 
 def test_transaction_handles() -> None:
