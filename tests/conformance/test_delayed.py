@@ -187,17 +187,17 @@ def test_remoting_weeks_and_a_year(java_remoting: RemotingClient, local: LocalSe
     java_remoting.namesrv = local.namesrv
     with admin_of(local) as admin:
         topic, group = admin.create_topic("DELAY", queues=1), admin.create_group()
+    consumer = java_remoting.push(group, {topic: "*"})
     producer = java_remoting.producer()
     for days in (365, 40):
         producer.send([RemotingMessage(topic, b"%d" % days, timers={"TIMER_DELAY_SEC": str(days * 24 * 3600)})])
     with pytest.raises(ClientError, match=f"timerMaxDelaySec={366 * 24 * 3600}"):
         producer.send([RemotingMessage(topic, b"x", timers={"TIMER_DELAY_SEC": str(367 * 24 * 3600)})])
-    consumer = java_remoting.push(group, {topic: "*"})
     for days, passed in ((40, 0), (365, 40)):
         local.advance_clock((days - passed) * 24 * HOUR_MS - HOUR_MS)
         assert not consumer.take(1, timeout_s=0.5)
         local.advance_clock(HOUR_MS)
-        assert [delivery.message.body for delivery in consumer.take(1)] == [b"%d" % days]
+        assert [delivery.message.body for delivery in consumer.take(1, timeout_s=60)] == [b"%d" % days]
 
 
 @only_saturn
@@ -218,8 +218,8 @@ def test_a_server_that_was_off_for_ten_days(client: Client, tmp_path: Path) -> N
     with local:
         client.endpoints = local.grpc
         consumer = client.simple(group, {topic: "*"}, await_ms=5_000)
-        assert sorted(delivery.message.body for delivery in consumer.take(3)) == [b"1", b"5", b"9"]
+        assert sorted(delivery.message.body for delivery in consumer.take(3, timeout_s=60)) == [b"1", b"5", b"9"]
         assert not consumer.receive()
         clock.jump(24 * HOUR_MS)
-        assert [delivery.message.body for delivery in consumer.take(1)] == [b"11"]
+        assert [delivery.message.body for delivery in consumer.take(1, timeout_s=60)] == [b"11"]
         client.close_all()
