@@ -82,6 +82,18 @@ class Consumer:
         call = self._channel.unary_unary(SERVICE + name, type(request).SerializeToString, response.FromString)
         return call(request, metadata=METADATA, timeout=20)
 
+    def ack_together(self, messages: list[pb.Message]) -> list[int]:
+        """The codes of the answers."""
+        entries = [
+            pb.AckMessageEntry(
+                message_id=one.system_properties.message_id, receipt_handle=one.system_properties.receipt_handle
+            )
+            for one in messages
+        ]
+        request = pb.AckMessageRequest(group=self._group, topic=self._topic, entries=entries)
+        answer = self._call("AckMessage", request, pb.AckMessageResponse)
+        return [int(entry.status.code) for entry in answer.entries]
+
     def ack(self, message: pb.Message, handle: str = "") -> int:
         """The code of the answer."""
         properties = message.system_properties
@@ -137,6 +149,24 @@ def test_through_apaches_proxy(tmp_path: Path) -> None:
         assert again.system_properties.delivery_attempt == 2
         assert consumer.ack(late) == pb.INVALID_RECEIPT_HANDLE
         assert consumer.ack(again) == pb.OK
+        consumer.close()
+        admin.close()
+    finally:
+        server.stop()
+
+
+def test_what_our_proxy_acknowledges_in_one_request_at_apaches_broker(tmp_path: Path) -> None:
+    server = start_cluster(tmp_path, broker=APACHES, proxy_flags=["--set", "enableBatchAck=true"])
+    try:
+        admin = Admin(server.namesrv, server.broker)
+        topic, group = admin.create_topic(queues=1), admin.create_group()
+        send(server.broker, topic, 4)
+        consumer = Consumer(server.grpc, topic, group)
+        first, kept, *others = sorted(consumer.receive(4), key=lambda message: message.system_properties.queue_offset)
+        assert consumer.ack_together([first, *others]) == [pb.OK] * 3
+        (again,) = consumer.receive(1)
+        assert again.body == kept.body
+        assert consumer.ack_together([again, again]) == [pb.OK] * 2
         consumer.close()
         admin.close()
     finally:

@@ -284,6 +284,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     subscription_group_config_cache_refresh_seconds: Positive = 20
     subscription_group_config_cache_expired_seconds: Positive = 300
     subscription_group_config_cache_max_num: Positive = 20_000
+    #: what is acknowledged at a broker at the same time goes in one request; who is too late does not hear of it
+    enable_batch_ack: bool = False
 
 
 class NameserverConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

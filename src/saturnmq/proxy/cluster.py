@@ -119,7 +119,8 @@ class Cluster:
     ) -> None:
         """`expire_ms`: without a heart-beat after which a client is gone."""
         self._names, self._clock, self._random = names, clock, random
-        self.brokers = Brokers(lambda name: RemoteBroker(name, sends, others, clock))
+        batch_acks = config.enable_batch_ack
+        self.brokers = Brokers(lambda name: RemoteBroker(name, sends, others, clock, batch_acks=batch_acks))
         #: the next question which brokers there are; None: it is on its way
         self._refresh: Timer | None = None
         #: when the last one was answered, steady milliseconds

@@ -41,6 +41,7 @@ from saturnmq.kernel.ports import (
 )
 from saturnmq.kernel.topic import DEFAULT_TOPIC, GroupConfig, MessageQueue, TopicConfig
 from saturnmq.net.remoting_client import RemotingClient
+from saturnmq.proxy.batchacks import BatchAcks
 from saturnmq.proxy.brokerlink import BrokerLink
 from saturnmq.proxy.proxy import real_topic
 from saturnmq.proxy.receipts import give_back
@@ -50,6 +51,7 @@ from saturnmq.wire.remoting.codes import RequestCode, ResponseCode, error_of
 from saturnmq.wire.remoting.command import Command
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_FOR, KEEP_HANDLE, MANY_CLIENTS
 from saturnmq.wire.remoting.popanswers import decode_popped
+from saturnmq.wire.remoting.poprequests import MOST_BITS, encode_batch_ack
 
 #: messages that came for somebody who is gone are hidden for so long, milliseconds (invisibleTimeMillisWhenClear)
 GIVE_BACK_MS = 1_000
@@ -90,7 +92,9 @@ T = TypeVar("T")
 class RemoteBroker:
     """A `kernel.ports.BrokerPort` over the wire."""
 
-    def __init__(self, name: str, sends: RemotingClient, others: RemotingClient, clock: Clock) -> None:
+    def __init__(
+        self, name: str, sends: RemotingClient, others: RemotingClient, clock: Clock, *, batch_acks: bool = False
+    ) -> None:
         self.name = name
         #: that it belongs to
         self.cluster = ""
@@ -101,6 +105,7 @@ class RemoteBroker:
         #: who waits for messages, and how to tell them that there are none
         self._polls: dict[Later[Any], Callable[[], None]] = {}
         self._draining = False
+        self._batch_acks = BatchAcks(self._ack, self._ack_several, clock) if batch_acks else None
 
     @property
     def takes_sends(self) -> bool:
@@ -271,6 +276,17 @@ class RemoteBroker:
             give_back(self, delivery, GIVE_BACK_MS)
 
     def ack(self, delivery: Delivery) -> Later[None]:
+        """One that is expired goes alone: what becomes of it is its client's to know."""
+        batch = self._batch_acks
+        if batch is None or not 0 <= delivery.queue_offset - delivery.start_offset < MOST_BITS:
+            return self._ack(delivery)
+        expired = delivery.pop_ms + delivery.invisible_ms <= self._clock.now_ms()
+        return self._ack(delivery) if expired else batch.ack(delivery)
+
+    def _ack_several(self, deliveries: Sequence[Delivery]) -> Later[None]:
+        return self._ask(RequestCode.BATCH_ACK_MESSAGE, {}, _nothing, body=encode_batch_ack(self.name, deliveries))
+
+    def _ack(self, delivery: Delivery) -> Later[None]:
         return self._ask(RequestCode.ACK_MESSAGE, self._settling(delivery), partial(self._settled, delivery, _nothing))
 
     def change_invisible(self, delivery: Delivery, invisible_ms: int) -> Later[InvisibleChanged]:

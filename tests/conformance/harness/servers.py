@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -111,8 +111,10 @@ def start_cluster(
     broker: str = OURS,
     proxy: str = OURS,
     settings: Mapping[str, str] | None = None,
+    proxy_flags: Sequence[str] = (),
 ) -> Server:
-    """NameServer, Broker and Proxy as processes of their own, each ours or Apache's. `settings` are the Broker's."""
+    """NameServer, Broker and Proxy as processes of their own, each ours or Apache's. `settings` are the Broker's,
+    `proxy_flags` of a Proxy of ours."""
     changed = [f"{key}={value}" for key, value in (settings or {}).items()]
     opened = ExitStack()
     apache = Apache(home) if APACHES in (namesrv, broker, proxy) else None
@@ -147,7 +149,7 @@ def start_cluster(
         http = ""
         if proxy == OURS or apache is None:
             listen = ("--port", ports["GRPC_PORT"], "--proxy-remoting-port", ports["PROXY_PORT"])
-            http = ours("proxy", "-n", ports["NAMESRV"], *listen)["http"]
+            http = ours("proxy", "-n", ports["NAMESRV"], *listen, *proxy_flags)["http"]
         else:
             apache.start("proxy", int(ports["GRPC_PORT"]), int(ports["PROXY_PORT"]), **ports)
     except BaseException:

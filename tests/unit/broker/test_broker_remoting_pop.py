@@ -13,6 +13,7 @@ from saturnmq.testing.offline import Asked, OfflineBroker
 from saturnmq.wire import record
 from saturnmq.wire.remoting import json
 from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
+from saturnmq.wire.remoting.poprequests import MOST_BITS
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def batch_ack(offline: OfflineBroker, asked: Asked, bits: int, **more: Any) -> A
     one = {
         "c": "g", "t": "orders", "r": "0", "so": 0, "q": 0, "rq": int(asked.fields["reviveQid"]),
         "pt": int(asked.fields["popTime"]), "it": int(asked.fields["invisibleTime"]),
-        "b": base64.b64encode(bits.to_bytes(8, "little")).decode(),
+        "b": base64.b64encode(bits.to_bytes(8 + bits.bit_length() // 8, "little")).decode(),
     }  # fmt: skip
     body = {"brokerName": "broker-a", "acks": [{**one, **more}]}
     return offline.ask(RequestCode.BATCH_ACK_MESSAGE, body=json.write(body))
@@ -135,6 +136,9 @@ def test_a_batch_that_cannot_be_read(offline: OfflineBroker) -> None:
     asked = pop(offline)
     assert batch_ack(offline, asked, 1, b="*").code != 0
     assert batch_ack(offline, asked, 1, r="9").code != 0
+    assert batch_ack(offline, asked, 1 << MOST_BITS).code == ResponseCode.MESSAGE_ILLEGAL
+    every = base64.b64encode(b"\xff" * (MOST_BITS // 8)).decode()
+    assert batch_ack(offline, asked, 0, b=every).code == ResponseCode.INVALID_PARAMETER, "too many at once"
     assert batch_ack(offline, asked, 0b110).code == 0, "offsets that were never popped do not spoil it"
 
 

@@ -107,8 +107,9 @@ class Wire(RemotingClient):
 class ClusterStage(Grpc):
     """Brokers `broker-a`, `broker-b`… at one NameServer, and a client at the gRPC face of a Proxy over them."""
 
-    def __init__(self, brokers: int = 1) -> None:
+    def __init__(self, brokers: int = 1, **settings: Any) -> None:
         super().__init__()
+        self.config = ClusterConfig(**settings)
         self.clock = VirtualClock()
         self.network = Network(self.clock)
         self.names = name_server(self.clock)
@@ -123,7 +124,7 @@ class ClusterStage(Grpc):
         """Another one, which knows nothing yet."""
         self.sends, self.others = Wire(self.network), Wire(self.network)
         names = NameServers(Wire(self.network), self.names_addresses)
-        self.cluster = Cluster(names, self.sends, self.others, ClusterConfig(), self.clock, random=lambda n: 0)
+        self.cluster = Cluster(names, self.sends, self.others, self.config, self.clock, random=lambda n: 0)
         self.cluster.start()
         self.proxy = Proxy(self.cluster.brokers, self.cluster, self.cluster, config or ProxyConfig(), self.clock)
         self.table = grpc.methods(self.proxy)

@@ -56,6 +56,50 @@ def test_a_batch_is_one_request(stage: ClusterStage) -> None:
     assert stage.network.count(RequestCode.SEND_BATCH_MESSAGE) == 1
 
 
+def test_what_is_acknowledged_at_once_is_one_request_for_each_broker() -> None:
+    stage = ClusterStage(brokers=2, enable_batch_ack=True)
+    stage.add_topic("t")
+    for number in range(8):
+        stage.send(b"%d" % number)
+    taken = {name: stage.take(name) for name in stage.brokers}
+    request = pb.AckMessageRequest(group=pb.Resource(name="g"), topic=pb.Resource(name="t"))
+    for messages in taken.values():
+        for one in messages[:3]:
+            request.entries.add(message_id="id", receipt_handle=handle_of(one))
+    far = f"0 {stage.clock.now_ms()} 60000 0 0 broker-a 0 99999999999 0"
+    request.entries.add(message_id="id", receipt_handle=far)
+    answer = stage.unary("AckMessage", request, pb.AckMessageResponse)
+    assert [entry.status.code for entry in answer.entries[:-1]] == [pb.OK] * 6
+    assert answer.entries[-1].status.code == pb.INVALID_RECEIPT_HANDLE
+    assert stage.network.count(RequestCode.BATCH_ACK_MESSAGE) == 2
+    assert stage.network.count(RequestCode.ACK_MESSAGE) == 1, "of an offset that no pop has"
+    assert stage.ack(handle_of(taken["broker-a"][0])) == pb.OK, "nobody hears that it was settled before"
+    stage.clock.advance(60_000)
+    assert stage.ack(handle_of(taken["broker-a"][3])) == pb.INVALID_RECEIPT_HANDLE, "which is expired goes alone"
+    stage.network.dead |= {stage.address(name) for name in stage.brokers}
+    again = stage.unary("AckMessage", request, pb.AckMessageResponse)
+    assert pb.OK not in {entry.status.code for entry in again.entries}
+
+
+def test_acknowledgements_go_one_by_one_where_a_broker_refuses_them_together() -> None:
+    stage = ClusterStage(enable_batch_ack=True)
+    stage.add_topic("t")
+    stage.send()
+    stage.send()
+    request = pb.AckMessageRequest(group=pb.Resource(name="g"), topic=pb.Resource(name="t"))
+    for taken in stage.take():
+        request.entries.add(message_id="id", receipt_handle=handle_of(taken))
+
+    def refuse(command: Command, connection: object) -> Response:
+        return Response(ResponseCode.SYSTEM_ERROR, "one of them is bad")
+
+    address = stage.address("broker-a")
+    stage.network.servers[address] = {**stage.network.servers[address], RequestCode.BATCH_ACK_MESSAGE: refuse}
+    assert stage.unary("AckMessage", request, pb.AckMessageResponse).status.code == pb.OK
+    assert stage.network.count(RequestCode.BATCH_ACK_MESSAGE) == 1
+    assert stage.network.count(RequestCode.ACK_MESSAGE) == 2
+
+
 def test_a_fresh_proxy_takes_the_handles_of_another(stage: ClusterStage) -> None:
     stage.take()
     stage.send()

@@ -12,12 +12,13 @@ topic (0, or 1 and 2 for pop retry topics) and a queue id:
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 
 import msgspec
 
-from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage
+from saturnmq.kernel.errors import InvalidParameter, InvalidReceiptHandle, NoSuchMessage
 from saturnmq.kernel.handle import ReceiptHandle, TopicKind
 from saturnmq.kernel.later import Reply, after, gather, rescue
 from saturnmq.kernel.ports import (
@@ -31,7 +32,7 @@ from saturnmq.kernel.ports import (
 )
 from saturnmq.kernel.subscription import subscribe
 from saturnmq.kernel.topic import pop_retry_topic
-from saturnmq.wire.remoting.bodies import decode
+from saturnmq.wire.remoting.bodies import decode, encode
 from saturnmq.wire.remoting.codes import ResponseCode
 from saturnmq.wire.remoting.command import Command, Response
 from saturnmq.wire.remoting.extensions import CHECKS_HANDLE, KEEP_FOR, KEEP_HANDLE, extensions
@@ -55,6 +56,10 @@ _CODES = {
 _INIT_MAX = 1
 #: messages of one pop (ConsumeQueue of a check point: its bit map has 32 bits)
 MOST_MESSAGES = 32
+#: of a batch acknowledgement: messages of one pop of a queue may be far apart where others were filtered out
+MOST_BITS = 1 << 16
+#: messages of one batch acknowledgement
+MOST_ACKS = 4_096
 
 
 class PopRequests:
@@ -89,10 +94,12 @@ class PopRequests:
         """What another acknowledgement was faster with, or came too late for, does not spoil the others."""
         body = decode(BatchAckBody, command.body)
         broker = self._brokers.named(body.broker_name)
+        deliveries = list(islice((one for pop in body.acks for one in _deliveries(pop)), MOST_ACKS + 1))
+        if len(deliveries) > MOST_ACKS:
+            raise InvalidParameter(f"the batch acknowledges more than {MOST_ACKS} messages: send several")
         replies = [
             rescue(partial(broker.ack, delivery), (InvalidReceiptHandle, NoSuchMessage), lambda error: None)
-            for pop in body.acks
-            for delivery in _deliveries(pop)
+            for delivery in deliveries
         ]
         return after(gather(replies), lambda _: Response())
 
@@ -194,6 +201,8 @@ def _deliveries(pop: BatchAck) -> Iterator[Delivery]:
         bits = int.from_bytes(base64.b64decode(pop.bits, validate=True), "little")
     except ValueError as error:
         raise InvalidReceiptHandle(f"the batch acknowledgement cannot be read: {error}") from None
+    if bits.bit_length() > MOST_BITS:
+        raise InvalidReceiptHandle(f"the batch acknowledgement has more than {MOST_BITS} bits")
     for index in range(bits.bit_length()):
         if bits >> index & 1:
             yield Delivery(
@@ -207,6 +216,30 @@ def _deliveries(pop: BatchAck) -> Iterator[Delivery]:
                 invisible_ms=pop.invisible_ms,
                 revive_queue_id=pop.revive_queue_id,
             )
+
+
+def encode_batch_ack(broker_name: str, deliveries: Iterable[Delivery]) -> bytes:
+    """A BATCH_ACK_MESSAGE's body, with an entry for each pop of a queue (MQClientAPIImpl.java, batchAckMessageAsync).
+    No offset may be MOST_BITS or more behind the first of its pop."""
+    pops: dict[Delivery, int] = {}
+    for delivery in deliveries:
+        pop = msgspec.structs.replace(delivery, queue_offset=delivery.start_offset)
+        pops[pop] = pops.get(pop, 0) | 1 << delivery.queue_offset - delivery.start_offset
+    acks = [
+        BatchAck(
+            group=pop.group,
+            topic=pop.topic,
+            retry=str(int(pop.topic_kind)),
+            start_offset=pop.start_offset,
+            queue_id=pop.queue_id,
+            revive_queue_id=pop.revive_queue_id,
+            pop_ms=pop.pop_ms,
+            invisible_ms=pop.invisible_ms,
+            bits=base64.b64encode(bits.to_bytes(-(-bits.bit_length() // 8), "little")).decode(),
+        )
+        for pop, bits in pops.items()
+    ]
+    return encode(BatchAckBody(acks=acks, broker_name=broker_name))
 
 
 def _renewed(delivery: Delivery, extensions: dict[str, str], changed: InvisibleChanged | None) -> Response:
