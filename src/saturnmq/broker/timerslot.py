@@ -21,9 +21,9 @@ from saturnmq.store.timerlog import NONE, ROLL, TimerEntry, TimerLogDamaged
 
 log = logging.getLogger(__name__)
 
-#: messages, and bytes of them, that are read or delivered in one turn of the loop, 2 ms; fewer would be pulled in
-#: smaller pieces, which takes longer for all of them
-TURN_MESSAGES = 256
+#: messages, and bytes of them, that are read or delivered in one turn of the loop: 3 ms. Fewer would need more flushes
+#: and be pulled in smaller pieces, so that all of them take longer
+TURN_MESSAGES = 512
 _TURN_BYTES = 1 << 20
 #: what is ready at most
 _READY_MESSAGES = 8192
