@@ -5,18 +5,31 @@ from __future__ import annotations
 import pytest
 from consumption.lives import LIVES, Consumers, live
 from consumption.planted import found
-from harness.testimony import Answered, Asked, Contradiction, Crashed, Entry, Given, Group, Judge, Sent
+from harness.testimony import (
+    Answered,
+    Asked,
+    Contradiction,
+    Crashed,
+    Deleted,
+    Entry,
+    Given,
+    Group,
+    Judge,
+    Reset,
+    Sent,
+)
 
 
 @pytest.mark.parametrize("kind", LIVES)
 def test_lives(kind: type[Consumers]) -> None:
-    assert live(kind, seed=5, lives=40) is None
+    assert live(kind, seed=5, lives=25) is None
     assert kind.steps > 500
 
 
 #: the others take longer: `make model FAULT=all`
 QUICK = ("nothing comes back", "leases end early", "leases are not renewed", "any handle is good",
-         "attempts are not counted", "a message is skipped", "tried without end")  # fmt: skip
+         "attempts are not counted", "a message is skipped", "tried without end", "a reset is not in the log",
+         "what a deleted group did not acknowledge comes back", "a change to no time at all does nothing")  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", QUICK)
@@ -28,7 +41,12 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 # ------------------------------------------------------------------------------------------------- the judge
 
-SENT = Sent(0, "m", "t")
+SENT = Sent(0, "m", "t", queue=0, offset=5)
+NEXT = Sent(0, "n", "t", queue=0, offset=6)
+
+
+def reset(at_ms: float, offset: int, to_ms: float = 0) -> Reset:
+    return Reset(at_ms, "g", "t", {0: offset}, to_ms)
 
 
 def received(at_ms: float, call: str, *messages: str, consumer: str = "a", attempt: int = 1) -> list[Entry]:
@@ -55,6 +73,16 @@ def acked(at_ms: float, call: str, handle: str, *, ok: bool = True) -> list[Entr
         ([Sent(0, "m", "t", "k"), Sent(0, "n", "t", "k"), *received(1, "1", "m", "n")], ""),
         ([SENT, *received(1, "1", "m", attempt=4)], "3 are the most"),
         ([SENT, *received(1, "1", "m"), Crashed(2, durable=1), *received(3, "2", "m")], ""),
+        ([SENT, *received(1, "1", "m"), *acked(2, "2", "m 1"), reset(3, 5), *received(4, "3", "m")], ""),
+        ([SENT, *received(1, "1", "m"), *acked(2, "2", "m 1"), reset(3, 6), *received(4, "3", "m")], "it is done"),
+        ([SENT, *received(1, "1", "m"), reset(2, 5), *received(3, "2", "m")], ""),
+        ([SENT, *received(1, "1", "m"), reset(2, 5), *received(3, "2", "m"), *received(4, "3", "m")], "holds it"),
+        ([SENT, reset(1, 6), *received(2, "1", "m")], "sent past it"),
+        ([SENT, NEXT, reset(1, 6), *received(2, "1", "n")], ""),
+        ([SENT, reset(1, 5, to_ms=1)], "before it"),
+        ([SENT, Deleted(1, topic="t"), *received(2, "1", "m")], "its topic was deleted"),
+        ([SENT, *received(1, "1", "m"), Deleted(2, group="g"), *received(3, "2", "m", attempt=2)], "had none since"),
+        ([SENT, *received(1, "1", "m"), Deleted(2, group="g"), *received(3, "2", "m")], ""),
     ],
 )
 def test_what_the_judge_says(entries: list[Entry], wrong: str) -> None:
@@ -69,7 +97,17 @@ def test_what_the_judge_says(entries: list[Entry], wrong: str) -> None:
 
 
 def test_in_the_end_every_message_is_somewhere() -> None:
-    judge = Judge({"g": Group(("t",))})
-    judge.hear(SENT)
-    with pytest.raises(Contradiction, match="neither done nor a dead letter"):
-        judge.end({})
+    for operator in ([], [reset(1, 5)], [Deleted(1, group="g"), NEXT]):
+        judge = Judge({"g": Group(("t",))})
+        for entry in [SENT, *operator]:
+            judge.hear(entry)
+        with pytest.raises(Contradiction, match="neither done nor a dead letter"):
+            judge.end({})
+
+
+@pytest.mark.parametrize("operator", [reset(1, 6), Deleted(1, topic="t"), Deleted(1, group="g")])
+def test_what_operators_took_away_is_owed_to_nobody(operator: Entry) -> None:
+    judge = Judge({"g": Group(("t",), in_order=True)})
+    for entry in [SENT, operator]:
+        judge.hear(entry)
+    judge.end({})

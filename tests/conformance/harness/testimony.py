@@ -11,7 +11,9 @@ So the same judge hears a model on a simulated disk and the logs of official cli
    replaced it is not good at all;
 4. a group in order is given a message when all that were sent before it under the same key are done;
 5. nothing comes before its time, deliveries of a message are counted, and none is beyond the most that there may be;
-6. in the end every message that was sent is done, or among the dead letters, where none is that could be consumed.
+6. in the end every message that was sent is done, or among the dead letters, where none is that could be consumed;
+7. a group that an operator sent elsewhere is given again what stands there, done or not, and nothing that it was sent
+   past, unless it was given that before and may be given it again; of a topic or group that was deleted nothing comes.
 
 What was asked and never answered may have happened or not. A power cut may undo what was not on the disk yet, as far as
 the server says so; then the judge claims less.
@@ -41,6 +43,9 @@ class Sent(msgspec.Struct, tag=True, frozen=True):
     #: those of one key are in order
     key: str = ""
     due_ms: float = 0
+    #: where it stands, as far as its sender was told
+    queue: int = -1
+    offset: int = -1
 
 
 class Asked(msgspec.Struct, tag=True, frozen=True):
@@ -102,7 +107,27 @@ class Cleaned(msgspec.Struct, tag=True, frozen=True):
     kept_ms: float
 
 
-Entry: TypeAlias = Sent | Asked | Answered | Left | Crashed | Cleaned
+class Reset(msgspec.Struct, tag=True, frozen=True):
+    """An operator sends a group elsewhere, and heard that it goes on there."""
+
+    at_ms: float
+    group: str
+    topic: str
+    #: by queue
+    offsets: dict[int, int]
+    #: if it was to this time
+    to_ms: float = -math.inf
+
+
+class Deleted(msgspec.Struct, tag=True, frozen=True):
+    """An operator deletes a topic, or a group with its offsets, and hears that it is done. Names may be used again."""
+
+    at_ms: float
+    topic: str = ""
+    group: str = ""
+
+
+Entry: TypeAlias = Sent | Asked | Answered | Left | Crashed | Cleaned | Reset | Deleted
 _line = msgspec.json.Decoder(Entry)
 
 
@@ -158,10 +183,18 @@ class _Case:
     bury_asked: bool = False
     #: calls to settle it that are not answered yet
     pending: set[str] = field(default_factory=set)
+    #: it may come twice
+    twice: bool = False
+    #: number of the entry since which the group is past it, and was never given it
+    skipped: int | None = None
+    #: there was another before, with what became of it then
+    again: bool = False
+    #: number of the entry that deleted the group, which was not given it since
+    reborn: int | None = None
 
     @property
     def settled(self) -> bool:
-        return self.done is not None or self.buried is not None or self.maybe
+        return self.done is not None or self.buried is not None or self.maybe or self.skipped is not None
 
 
 class Judge:
@@ -170,6 +203,7 @@ class Judge:
     def __init__(self, groups: Mapping[str, Group]) -> None:
         self._groups = groups
         self._number = 0
+        self._now_ms = -math.inf
         self._sent: dict[str, Sent] = {}
         #: by key, in order
         self._order: defaultdict[str, list[str]] = defaultdict(list)
@@ -182,17 +216,19 @@ class Judge:
         self._fresh: list[tuple[int, Sent]] = []
         self._touched: list[tuple[int, _Case, _Hand | None]] = []
         self._excused: set[tuple[str, str]] = set()
-        #: delayed messages that may come twice
-        self._twice: set[str] = set()
         self._back_ms = -math.inf
         #: by group: answers that are lost, perhaps with messages
         self._unheard: Counter[str] = Counter()
         self._crashes = 0
-        #: number of the entry that says it
+        #: numbers of the entries that say so: of consumers that left, groups that were sent elsewhere, or deleted with
+        #: what they consume, messages whose topic was deleted
         self._left: dict[str, int] = {}
+        self._moved: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
 
     def hear(self, entry: Entry) -> None:
         self._number += 1
+        self._now_ms = entry.at_ms
         self._back_ms = entry.at_ms if self._back_ms == math.inf else self._back_ms
         match entry:
             case Sent():
@@ -210,6 +246,10 @@ class Judge:
                 self._crashed(entry)
             case Cleaned():
                 self._excuse(entry)
+            case Reset():
+                self._reset(entry)
+            case Deleted():
+                self._delete(entry)
 
     def _asked(self, asked: Asked) -> None:
         self._open[asked.call] = self._number, asked
@@ -254,9 +294,9 @@ class Judge:
             for hand in case.hands:
                 if hand.attempt_id is not None and hand.attempt_id == asked.attempt_id:
                     hand.replaced, hand.held_until = True, -math.inf
-            case.maybe = False
+            case.maybe, case.reborn = False, None
             self._add(case, given.handle, asked, answer.at_ms, given.attempt)
-            if self._left.get(asked.consumer, 0) > number:
+            if max(self._left.get(asked.consumer, 0), self._moved.get(asked.group, 0)) > number:
                 case.hands[-1].doubt()
 
     def _check_given(self, number: int, asked: Asked, answer: Answered, given: Given, case: _Case) -> None:
@@ -264,7 +304,11 @@ class Judge:
         sent, most = self._sent.get(given.message), self._groups[asked.group].most_attempts
         if sent is not None:
             _must(answer.at_ms >= sent.due_ms, f"{what}, before its time {sent.due_ms:.0f}")
-        if given.message in self._twice:
+        _must(self._gone.get(given.message, number) >= number, f"{what}, but its topic was deleted")
+        old = case.reborn is not None and case.reborn < number and not self._unheard[asked.group]
+        _must(not old or given.attempt <= 1, f"{what} as attempt {given.attempt}, and had none since it was deleted")
+        _must(case.skipped is None or case.skipped > number, f"{what}, but the group was sent past it")
+        if case.twice:
             return
         for end, name in ((case.done, "it is done"), (case.buried, "it is a dead letter")):
             _must(end is None or end > number, f"{what}, but {name}")
@@ -344,7 +388,8 @@ class Judge:
         self._crashes += 1
         for sent in self._sent.values():
             if sent.due_ms and crash.at_ms - crash.repeats_ms <= max(sent.due_ms, self._back_ms) <= crash.at_ms:
-                self._twice.add(sent.message)
+                for group in self._groups_of(sent):
+                    self._case(group, sent.message).twice = True
         self._back_ms = math.inf  # until somebody is heard again
         for _, asked in self._open.values():
             hand = self._hands.get((asked.group, asked.handle))
@@ -365,8 +410,7 @@ class Judge:
                     self._undo(case, hand, crash.sync)
             for number, sent in self._fresh:
                 if number > crash.durable and not crash.sync:  # it may not be there
-                    del self._sent[sent.message]
-                    self._order[sent.key] = [name for name in self._order[sent.key] if name != sent.message]
+                    self._forget(sent)
         self._touched.clear()
         self._fresh.clear()
 
@@ -398,15 +442,90 @@ class Judge:
                 if not any(hand.held_until > cleaned.at_ms for hand in case.hands):
                     self._excused.add((group, sent.message))
 
+    # ------------------------------------------------------------------------------------------- operators
+
+    def _reset(self, reset: Reset) -> None:
+        group = reset.group
+        waiting = any(asked.group == group and asked.verb == "receive" for _, asked in self._open.values())
+        self._moved[group] = self._number
+        self._forget_strangers(group)
+        for sent in [sent for sent in self._sent.values() if sent.topic == reset.topic]:
+            case, offset = self._case(group, sent.message), reset.offsets.get(sent.queue)
+            if offset is None:
+                if sent.queue < 0:  # it may be there, or come later
+                    self._begin_again(case).twice = True
+                    self._excused.add((group, sent.message))
+            elif sent.offset >= offset:
+                _must(
+                    sent.at_ms >= reset.to_ms, f"{group} is sent to {reset.to_ms:.0f}, and to {sent.message} before it"
+                )
+                self._come_again(case, waiting)
+            else:
+                self._pass(case, waiting)
+
+    def _come_again(self, case: _Case, waiting: bool) -> None:
+        """All of the topic from there on; what lapsed before comes back besides."""
+        last = case.hands[-1] if case.hands else None
+        if last is None:
+            known = not waiting and not self._unheard[case.group]
+        else:
+            known = case.done is not None or (last.attempt == 1 and last.held_until > self._now_ms)
+        twice = case.twice or not known
+        self._begin_again(case).twice = twice and not self._groups[case.group].in_order
+
+    def _pass(self, case: _Case, waiting: bool) -> None:
+        """The group is past it. What it was given comes back, but in order."""
+        if case.done is not None or case.skipped is not None:
+            return
+        unknown = case.hands or case.twice or waiting or self._unheard[case.group]
+        if self._groups[case.group].in_order or not unknown:
+            self._begin_again(case).skipped = self._number
+        elif all(hand.doubtful for hand in case.hands):
+            self._excused.add((case.group, case.message))
+
+    def _begin_again(self, case: _Case) -> _Case:
+        """Whoever had it has nothing in his hands."""
+        for hand in case.hands:
+            hand.doubt()
+        fresh = self._cases[case.group, case.message] = _Case(case.group, case.message, again=True)
+        return fresh
+
+    def _forget_strangers(self, group: str) -> None:
+        """Messages that it was given, and nobody heard that they are stored: where they are nobody knows."""
+        for case in list(self._cases.values()):
+            if case.group == group and case.message not in self._sent:
+                self._begin_again(case).twice = True
+
+    def _delete(self, deleted: Deleted) -> None:
+        for group, consumed in self._groups.items():
+            if group == deleted.group or deleted.topic in consumed.topics:
+                self._moved[group] = self._number
+                self._forget_strangers(group)
+        for sent in list(self._sent.values()):
+            if sent.topic == deleted.topic:
+                for group in self._groups_of(sent):
+                    self._begin_again(self._case(group, sent.message))
+                self._gone[sent.message] = self._number
+                self._forget(sent)
+            elif deleted.group in self._groups_of(sent):
+                self._begin_again(self._case(deleted.group, sent.message)).reborn = self._number
+                self._excused.add((deleted.group, sent.message))
+        if deleted.group:
+            self._unheard[deleted.group] = 0
+
+    def _forget(self, sent: Sent) -> None:
+        if self._sent.pop(sent.message, None) is not None:
+            self._order[sent.key] = [name for name in self._order[sent.key] if name != sent.message]
+
     def end(self, dead: Mapping[str, Collection[str]]) -> None:
         """Every group was given everything that it still could be given; `dead` are its dead letters."""
         for sent in self._sent.values():
             for group in self._groups_of(sent):
                 case, is_dead = self._case(group, sent.message), sent.message in dead.get(group, ())
                 where = f"{sent.message} of {group}"
-                found = is_dead or case.done is not None or case.maybe or (group, sent.message) in self._excused
-                _must(found, f"{where} is neither done nor a dead letter")
-                if is_dead and not case.bury_asked and not self._crashes:
+                excused = case.maybe or case.skipped is not None or (group, sent.message) in self._excused
+                _must(is_dead or case.done is not None or excused, f"{where} is neither done nor a dead letter")
+                if is_dead and not case.bury_asked and not case.again and not self._crashes:
                     _must(case.done is None, f"{where} is done and a dead letter")
                     _must(self._is_over(case), f"{where} is a dead letter, and was not tried often enough")
 

@@ -1,21 +1,36 @@
 """Random lives of consumers, through restarts, kills and power cuts. What they are told is all that is judged.
 
 Consumers of every kind share a server: two groups that take what they can, one of few attempts, one in order, one whose
-leases the Proxy renews while they live. They are slow, late, repeat themselves, change their minds and die.
+leases the Proxy renews while they live. They are slow, late, repeat themselves, change their minds and die. Operators
+send groups elsewhere, and delete groups and topics, whose names are used again.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import msgspec
-from campaign.process import HOUR_MS, Process, Settings, listen
-from harness.testimony import Answered, Asked, Cleaned, Crashed, Entry, Given, Group, Judge, Left, Sent
+from campaign.lives import torn
+from campaign.process import HOUR_MS, TOPICS, Process, Settings, listen
+from harness.testimony import (
+    Answered,
+    Asked,
+    Cleaned,
+    Crashed,
+    Deleted,
+    Entry,
+    Given,
+    Group,
+    Judge,
+    Left,
+    Reset,
+    Sent,
+)
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -35,8 +50,9 @@ from saturnmq.kernel.errors import InvalidReceiptHandle, NoSuchMessage, SaturnEr
 from saturnmq.kernel.host import Address
 from saturnmq.kernel.later import Reply
 from saturnmq.kernel.message import Message
+from saturnmq.kernel.ports import SendReceipt
 from saturnmq.kernel.subscription import subscribe
-from saturnmq.kernel.topic import DLQ_PREFIX, GroupConfig, MessageType
+from saturnmq.kernel.topic import DLQ_PREFIX, GroupConfig, MessageType, TopicConfig
 from saturnmq.nameserver.routes import RouteTable
 from saturnmq.proxy.proxy import Proxy, ReceiveRequest, ReceiveResult
 from saturnmq.proxy.receipts import settle
@@ -48,6 +64,7 @@ STEPS = 50
 #: group → the topic it consumes, whether in order, how often a message is tried again
 GROUPS = {"many": ("orders", False, 16), "few": ("orders", False, 2), "ordered": ("notes", True, 2),
           "pushed": ("bills", False, 3)}  # fmt: skip
+CONSUMED = sorted({topic for topic, _, _ in GROUPS.values()})
 KEYS = ("k1", "k2", "k3")
 #: what a crash may repeat of delayed messages: timerFlushIntervalMs, and the slot under way
 _TIMER_FLUSH_MS = 2_500
@@ -72,13 +89,20 @@ class Server(Process):
 
     def __init__(self, disk: SimulatedDisk, clock: VirtualClock, chance: random.Random, given: Settings) -> None:
         super().__init__(disk, clock, chance, given)
-        for group, (_, in_order, retries) in GROUPS.items():
-            self.broker.groups.put(
-                GroupConfig(group_name=group, consume_message_orderly=in_order, retry_max_times=retries)
-            )
+        for group in GROUPS:
+            self.put_group(group)
         routes = RouteTable(NameserverConfig(), clock)
         self.broker.register(routes, Address("127.0.0.1", 10911))
         self.proxy = Proxy({self.broker.name: self.broker}, self.broker, routes, _PROXY, clock)
+
+    def put_group(self, group: str) -> None:
+        _, in_order, retries = GROUPS[group]
+        self.broker.groups.put(GroupConfig(group_name=group, consume_message_orderly=in_order, retry_max_times=retries))
+
+    def put_topic(self, topic: str) -> None:
+        self.broker.topics.put(
+            TopicConfig(topic_name=topic, read_queue_nums=TOPICS[topic], write_queue_nums=TOPICS[topic])
+        )
 
     def close(self) -> None:
         self.proxy.close()
@@ -101,6 +125,8 @@ class Consumers(RuleBasedStateMachine):
         self.settings.store = msgspec.structs.replace(
             self.settings.store, delete_when="", flush_interval_config=100, flush_interval_commit_log=2_000
         )
+        # who is new begins with the latest message, wherever that stands
+        self.settings.broker = msgspec.structs.replace(self.settings.broker, init_pop_offset_by_check_msg_in_mem=False)
         self.log: list[Entry] = []
         self.judged = self.durable = 0
         self.judge = Judge({name: Group((topic,), order, most + 1) for name, (topic, order, most) in GROUPS.items()})
@@ -110,13 +136,18 @@ class Consumers(RuleBasedStateMachine):
         #: id of the last one in order, and how many messages it wants
         self.attempt = "attempt", 1
         self.server = Server(SimulatedDisk(), VirtualClock(), self.chance, self.settings)
-        for group in GROUPS:  # who is new begins with the latest message
-            self.take(group, "first", 1, 1, 0, None)
-        self.pass_time(20_000)
+        self.come(GROUPS)
 
     @property
     def now_ms(self) -> int:
         return self.server.clock.now_ms()
+
+    def come(self, groups: Iterable[str]) -> None:
+        """They are new, and find nothing: what is sent from now on is theirs."""
+        for group in groups:
+            self.take(group, "first", 1, 1, 0, None)
+        self.server.clock.run_soon()
+        self.server.wait(self.server.store.flush())
 
     # --------------------------------------------------------------------------------------------- the log
 
@@ -172,8 +203,9 @@ class Consumers(RuleBasedStateMachine):
             pairs[properties.SHARDING_KEY], kind = key, MessageType.FIFO
         message = Message(topic, -1, name.encode(), properties.encode(pairs), self.now_ms, _HOST)
 
-        def sent(_: object) -> None:
-            self.server.clock.call_soon(lambda: self.log.append(Sent(self.now_ms, name, topic, key, due_ms)))
+        def sent(receipt: SendReceipt) -> None:
+            place = (-1, -1) if due_ms else (receipt.queue_id, receipt.queue_offset)
+            self.server.clock.call_soon(lambda: self.log.append(Sent(self.now_ms, name, topic, key, due_ms, *place)))
 
         settle(lambda: self.server.proxy.send(topic, [message], pairs, kind, key), sent, ignore)
 
@@ -272,13 +304,53 @@ class Consumers(RuleBasedStateMachine):
         self.log.append(Left(self.now_ms, consumer))
         self.server.proxy.sessions.leave(consumer)
 
+    # ------------------------------------------------------------------------------------------- operators
+
+    @rule(
+        group=st.sampled_from([*GROUPS]),
+        where=st.sampled_from(["earliest", "latest", "time", "offset"]),
+        ago_ms=st.sampled_from([0, 1_000, 30_000, 600_000]),
+        far=st.floats(0, 1),
+    )
+    def reset(self, group: str, where: str, ago_ms: int, far: float) -> None:
+        self.pass_time(1_000)  # who sent something was told
+        topic, store, queue_id, offset = GROUPS[group][0], self.server.store, -1, -1
+        to_ms = {"earliest": 0, "latest": -1, "offset": 0}.get(where, self.now_ms - ago_ms)
+        if where == "offset":
+            queue_id = round(far * (TOPICS[topic] - 1))
+            low, high = store.min_offset(topic, queue_id), store.max_offset(topic, queue_id)
+            offset = low + round(far * (high - low))
+        at, now_ms = len(self.log), self.now_ms
+        reply = self.server.broker.resets.reset(group, topic, to_ms, queue_id=queue_id, offset=offset)
+        offsets = {queue.queue_id: offset for queue, offset in self.server.wait(reply).items()}
+        time_ms = to_ms if where == "time" else 0
+        self.log.insert(at, Reset(now_ms, group, topic, offsets, time_ms))
+
+    @rule(topic=st.sampled_from(CONSUMED))
+    def delete_topic(self, topic: str) -> None:
+        self.pass_time(1_000)
+        at, now_ms = len(self.log), self.now_ms
+        self.server.wait(self.server.broker.delete_topics([topic]))
+        self.log.insert(at, Deleted(now_ms, topic=topic))
+        self.server.put_topic(topic)
+        self.come(group for group in GROUPS if GROUPS[group][0] == topic)
+
+    @rule(group=st.sampled_from([*GROUPS]))
+    def delete_group(self, group: str) -> None:
+        self.pass_time(1_000)
+        at, now_ms = len(self.log), self.now_ms
+        self.server.wait(self.server.broker.delete_group(group, offsets_too=True))
+        self.log.insert(at, Deleted(now_ms, group=group))
+        self.server.put_group(group)
+        self.come([group])
+
     # ------------------------------------------------------------------------------------------------ time
 
     @rule(milliseconds=st.sampled_from([0, 1, 5, 30, 500, 1_000, 5_000, 10_000, 61_000]))
     def pass_time(self, milliseconds: int) -> None:
         self.server.clock.run_soon()
         while milliseconds > 0:
-            for consumer in self.alive:
+            for consumer in sorted(self.alive):
                 if self.server.proxy.sessions.get(consumer) is not None:
                     self.server.proxy.sessions.heartbeat(consumer)
             self.server.clock.advance(min(milliseconds, 30_000))
@@ -291,7 +363,9 @@ class Consumers(RuleBasedStateMachine):
         self.log.append(Cleaned(self.now_ms, HOUR_MS - 1_000))
         settle(self.server.store.clean, ignore, ignore)
 
-    @rule(how=st.sampled_from(["stopped", "killed", "cut", "cut"]), gone_ms=st.sampled_from([0, 1, 5_000, 60_000]))
+    @rule(
+        how=st.sampled_from(["stopped", "killed", "cut", "cut", "torn"]), gone_ms=st.sampled_from([0, 1, 5_000, 60_000])
+    )
     def end_of_server(self, how: str, gone_ms: int) -> None:
         type(self).crashes += 1
         disk, durable = self.server.disk, None
@@ -300,7 +374,8 @@ class Consumers(RuleBasedStateMachine):
         elif how == "killed":
             disk = disk.crashed(survives=everything_survives)
         else:
-            disk, durable = disk.crashed(survives=nothing_survives), self.durable
+            survives = torn(self.chance) if how == "torn" else nothing_survives
+            disk, durable = disk.crashed(survives=survives), self.durable
         self.log.append(Crashed(self.now_ms, durable, self.sync, _TIMER_FLUSH_MS))
         self.judged_so_far()
         self.server = Server(disk, VirtualClock(self.now_ms + gone_ms), self.chance, self.settings)

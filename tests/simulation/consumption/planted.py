@@ -11,16 +11,20 @@ from unittest.mock import patch
 import msgspec
 
 from consumption.lives import Consumers, ConsumersWithoutSync, live
-from saturnmq.broker import pop, timermessages
+from saturnmq.broker import broker, pop, timermessages
 from saturnmq.broker.acks import Acks
 from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.broker.leases import Leases
 from saturnmq.broker.order import Order
+from saturnmq.broker.resets import Resets
 from saturnmq.broker.retry import SendBacks
 from saturnmq.broker.revive import Revival
+from saturnmq.broker.reviverecords import FifoBody
+from saturnmq.kernel.ports import InvisibleChanged
 from saturnmq.proxy.proxy import Proxy
 from saturnmq.proxy.receipts import Receipts
+from saturnmq.store.deleted import DeletedTopics
 from saturnmq.store.retention import Retention
 from saturnmq.store.store import Store
 
@@ -32,6 +36,7 @@ def _nothing(*args: Any, **options: Any) -> None:
 
 
 _init_json_file, _take_due, _next_expiry_ms = JsonFile.__init__, Leases.take_due, Leases.next_expiry_ms
+_order, _reset, _change_invisible = LeaseReplay._order, Resets._reset, Acks.change_invisible
 _close, _copy_of, _pop, _due_ms, _free = Revival._close, Revival._copy_of, Proxy._pop, timermessages.due_ms, pop._free
 
 
@@ -57,12 +62,29 @@ def _tried_without_end(self: Proxy, broker: Any, group: Any, request: Any) -> An
     return _pop(self, broker, msgspec.structs.replace(group, retry_max_times=99), request)
 
 
+def _no_order(self: LeaseReplay, body: FifoBody) -> None:
+    if body.order is not None:
+        _order(self, body)
+
+
 def _leases_end_early() -> Plant:
     return patch.multiple(
         Leases,
         take_due=lambda self, now_ms: _take_due(self, now_ms + 900),
         next_expiry_ms=lambda self: (_next_expiry_ms(self) or 1 << 50) - 900,
     )
+
+
+def _reset_in_memory(self: Resets, group: str, offsets: Any) -> Any:
+    _reset(self, group, offsets)
+    return offsets
+
+
+def _changed_by_nothing(self: Acks, delivery: Any, invisible_ms: int) -> Any:
+    """A change to 0 is taken for a question."""
+    if invisible_ms:
+        return _change_invisible(self, delivery, invisible_ms)
+    return InvisibleChanged(delivery.pop_ms, delivery.invisible_ms, delivery.revive_queue_id)
 
 
 def _acknowledged_before_flush(self: Store, position: int, value: Any) -> Any:
@@ -98,6 +120,14 @@ FAULTS: dict[str, tuple[Callable[[], Plant], type[Consumers]]] = {
     "a message is skipped": (lambda: patch.object(pop, "_free", _one_less), Consumers),
     "what is held is deleted for its age": (
         lambda: patch.object(Retention, "_ask_lodgers", lambda self, end: end), Consumers),
+    "a reset is not in the log": (lambda: patch.object(LeaseReplay, "_order", _no_order), Consumers),
+    "a reset is answered before it is written": (lambda: patch.object(Resets, "_reset", _reset_in_memory), Consumers),
+    "what a deleted group did not acknowledge comes back": (
+        lambda: patch.object(broker, "_pop_retries", lambda places: []), Consumers),
+    "a deleted topic comes back from the log": (
+        lambda: patch.object(DeletedTopics, "write", _nothing), Consumers),
+    "a change to no time at all does nothing": (
+        lambda: patch.object(Acks, "change_invisible", _changed_by_nothing), Consumers),
 }  # fmt: skip
 
 #: lives until a fault must be found
