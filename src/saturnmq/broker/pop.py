@@ -471,9 +471,9 @@ class Pops:
         pop.later.fail(error)
 
     def _again(self, pop: _Pop, later: Later[PopResult]) -> None:
-        """It was woken, or has read."""
+        """It was woken, or has read. What it may do, an operator may have changed."""
         try:
-            self._log.check_ready()
+            pop.fifo = self.admit(pop.request)
             pop.share = self._share(pop.request)
             result = self._attempt(pop)
             if result is None and not pop.cold:

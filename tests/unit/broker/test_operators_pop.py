@@ -11,7 +11,7 @@ from saturnmq.kernel.topic import GroupConfig, TopicConfig
 from saturnmq.testing.clock import VirtualClock
 from saturnmq.testing.offline import Asked, OfflineBroker
 from saturnmq.wire import record
-from saturnmq.wire.remoting.codes import RequestCode
+from saturnmq.wire.remoting.codes import RequestCode, ResponseCode
 
 LEASE_MS = 60_000
 End: TypeAlias = Callable[[OfflineBroker], OfflineBroker]
@@ -27,10 +27,10 @@ def stage(count: int, **settings: object) -> OfflineBroker:
     return offline
 
 
-def pop(offline: OfflineBroker, most: int = 32, *, fifo: bool = False, latest: bool = False) -> Asked:
+def pop(offline: OfflineBroker, most: int = 32, *, fifo: bool = False, latest: bool = False, wait_ms: int = 0) -> Asked:
     fields = {
         "consumerGroup": "g", "topic": "orders", "queueId": -1, "maxMsgNums": most, "invisibleTime": LEASE_MS,
-        "pollTime": 0, "bornTime": 1, "initMode": int(latest), "exp": "*", "expType": "TAG", "order": fifo,
+        "pollTime": wait_ms, "bornTime": 1, "initMode": int(latest), "exp": "*", "expType": "TAG", "order": fifo,
     }  # fmt: skip
     return offline.ask(RequestCode.POP_MESSAGE, fields)
 
@@ -142,6 +142,17 @@ def test_what_a_deleted_group_held_does_not_come_back(fifo: bool, end: object) -
     assert offline.store.max_offset("%RETRY%g_orders", 0) == 0
     offline.broker.groups.put(GroupConfig(group_name="g"))
     assert numbers(pop(offline, fifo=fifo)) == ([0, 1, 2, 3] if fifo else [0, 1, 2]), "another group of that name"
+
+
+def test_who_waits_for_a_group_that_is_deleted_gets_nothing_for_it() -> None:
+    offline = stage(0, auto_create_subscription_group=False)
+    waiting = pop(offline, wait_ms=30_000)
+    fields = {"groupName": "g", "cleanOffset": True}
+    assert offline.ask(RequestCode.DELETE_SUBSCRIPTIONGROUP, fields).code == 0
+    assert waiting.waits
+    offline.send("orders", b"0")
+    assert waiting.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST
+    assert offline.broker.offsets.topics_of("g") == set()
 
 
 def test_a_group_that_is_deleted_without_its_offsets_goes_on_when_it_is_made_again() -> None:
