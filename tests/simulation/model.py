@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "conformance"))
 
+from campaign.planting import plant
 from consumption.lives import LIVES, STEPS, live
 from consumption.planted import FAULTS, MOST_LIVES, found
 
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument("--fault", choices=[*FAULTS, "all"], help="to plant")
     options = parser.parse_args()
     if options.fault is not None:
-        return plant([*FAULTS] if options.fault == "all" else [options.fault])
+        return plant([*FAULTS] if options.fault == "all" else [options.fault], found, "life", MOST_LIVES)
     for kind in LIVES:
         began = time.monotonic()
         wrong = live(kind, seed=options.seed, lives=options.steps // STEPS // len(LIVES))
@@ -33,16 +34,6 @@ def main() -> int:
             print(wrong[1])
             return 1
     return 0
-
-
-def plant(names: list[str]) -> int:
-    missed = 0
-    for name in names:
-        seen = found(name)
-        missed += seen is None
-        print(f"{name}: " + ("NOT FOUND" if seen is None else "life {}, {}".format(*seen))[:200], flush=True)
-    print(f"{len(names) - missed} of {len(names)} planted faults found, within {MOST_LIVES} lives each")
-    return 1 if missed else 0
 
 
 if __name__ == "__main__":

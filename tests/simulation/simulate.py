@@ -11,6 +11,7 @@ import traceback
 from campaign.everywhere import scripted, try_everywhere
 from campaign.lives import Campaign, Totals
 from campaign.planted import FAULTS, MOST_SEEDS, seeds_until_found
+from campaign.planting import plant
 from campaign.process import listen
 
 
@@ -23,7 +24,7 @@ def main() -> int:
     options = parser.parse_args()
     listen()
     if options.fault is not None:
-        return plant([*FAULTS] if options.fault == "all" else [options.fault])
+        return plant([*FAULTS] if options.fault == "all" else [options.fault], seeds_until_found, "seed", MOST_SEEDS)
     if options.seed is None:
         states = sum(try_everywhere(life) for sync in (True, False) for life in scripted(sync=sync))
         print(f"{states:,} ends of scripted lives", flush=True)
@@ -49,16 +50,6 @@ def live(seed: int | None, rounds: int | None, go_on: bool) -> int:
             print(f"{time.monotonic() - began:.0f} s: {totals}", flush=True)
     print(f"{time.monotonic() - began:.0f} s: {totals}; {len(failed)} seeds failed {failed or ''}")
     return 1 if failed else 0
-
-
-def plant(names: list[str]) -> int:
-    missed = 0
-    for name in names:
-        found = seeds_until_found(name)
-        missed += found is None
-        print(f"{name}: " + ("NOT FOUND" if found is None else "seed {}, {}".format(*found))[:200], flush=True)
-    print(f"{len(names) - missed} of {len(names)} planted faults found, within {MOST_SEEDS} seeds each")
-    return 1 if missed else 0
 
 
 if __name__ == "__main__":

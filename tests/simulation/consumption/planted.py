@@ -9,11 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+from campaign.planted import FAULTS as STORE_FAULTS
 
 from consumption.lives import Consumers, ConsumersWithoutSync, live
 from saturnmq.broker import broker, pop, timermessages
 from saturnmq.broker.acks import Acks
-from saturnmq.broker.jsonfile import JsonFile
 from saturnmq.broker.leasereplay import LeaseReplay
 from saturnmq.broker.leases import Leases
 from saturnmq.broker.order import Order
@@ -25,8 +25,6 @@ from saturnmq.kernel.ports import InvisibleChanged
 from saturnmq.proxy.proxy import Proxy
 from saturnmq.proxy.receipts import Receipts
 from saturnmq.store.deleted import DeletedTopics
-from saturnmq.store.retention import Retention
-from saturnmq.store.store import Store
 
 Plant = AbstractContextManager[Any]
 
@@ -35,13 +33,9 @@ def _nothing(*args: Any, **options: Any) -> None:
     """Left out."""
 
 
-_init_json_file, _take_due, _next_expiry_ms = JsonFile.__init__, Leases.take_due, Leases.next_expiry_ms
+_take_due, _next_expiry_ms = Leases.take_due, Leases.next_expiry_ms
 _order, _reset, _change_invisible = LeaseReplay._order, Resets._reset, Acks.change_invisible
 _close, _copy_of, _pop, _due_ms, _free = Revival._close, Revival._copy_of, Proxy._pop, timermessages.due_ms, pop._free
-
-
-def _offsets_before_flush(self: JsonFile, *args: Any, before: object = None, **options: Any) -> None:
-    _init_json_file(self, *args, **options)
 
 
 def _uncounted(self: Revival, *args: Any) -> Any:
@@ -87,18 +81,14 @@ def _changed_by_nothing(self: Acks, delivery: Any, invisible_ms: int) -> Any:
     return InvisibleChanged(delivery.pop_ms, delivery.invisible_ms, delivery.revive_queue_id)
 
 
-def _acknowledged_before_flush(self: Store, position: int, value: Any) -> Any:
-    return value
-
-
 #: by name: what is wrong, and the lives that show it
 FAULTS: dict[str, tuple[Callable[[], Plant], type[Consumers]]] = {
     "an offset is on the disk before its check point": (
-        lambda: patch.object(JsonFile, "__init__", _offsets_before_flush), ConsumersWithoutSync),
-    "acknowledged before the flush": (
-        lambda: patch.object(Store, "when_durable", _acknowledged_before_flush), Consumers),
+        STORE_FAULTS["offsets are written before what they point to"], ConsumersWithoutSync),
+    "acknowledged before the flush": (STORE_FAULTS["acknowledged before the flush"], Consumers),
     "leases are lost by a restart": (lambda: patch.object(LeaseReplay, "_check_point", _nothing), Consumers),
-    "acknowledgements are lost by a restart": (lambda: patch.object(LeaseReplay, "_acknowledged", _nothing), Consumers),
+    "acknowledgements are lost by a restart": (
+        STORE_FAULTS["acknowledgements are forgotten by a restart"], Consumers),
     "batches in order are lost by a restart": (lambda: patch.object(LeaseReplay, "_order", _nothing), Consumers),
     "what comes back comes twice": (
         lambda: patch.object(Revival, "_close", lambda self, p, o, copies: _close(self, p, o, 2 * copies)), Consumers),
@@ -118,8 +108,7 @@ FAULTS: dict[str, tuple[Callable[[], Plant], type[Consumers]]] = {
     "dead letters come again": (
         lambda: patch.object(Proxy, "_bury", _nothing), Consumers),
     "a message is skipped": (lambda: patch.object(pop, "_free", _one_less), Consumers),
-    "what is held is deleted for its age": (
-        lambda: patch.object(Retention, "_ask_lodgers", lambda self, end: end), Consumers),
+    "what is held is deleted for its age": (STORE_FAULTS["lodgers are not asked"], Consumers),
     "a reset is not in the log": (lambda: patch.object(LeaseReplay, "_order", _no_order), Consumers),
     "a reset is answered before it is written": (lambda: patch.object(Resets, "_reset", _reset_in_memory), Consumers),
     "what a deleted group did not acknowledge comes back": (
