@@ -27,7 +27,7 @@ def test_lives(kind: type[Consumers]) -> None:
 
 
 #: the others take longer: `make model FAULT=all`
-QUICK = ("nothing comes back", "leases end early", "leases are not renewed", "any handle is good",
+QUICK = ("nothing comes back", "any handle is good",
          "attempts are not counted", "a message is skipped", "tried without end", "a reset is not in the log",
          "what a deleted group did not acknowledge comes back", "a change to no time at all does nothing")  # fmt: skip
 
