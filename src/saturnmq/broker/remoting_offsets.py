@@ -57,10 +57,10 @@ class OffsetHandlers:
             reset = resets.reset_clients(group, topic, header.timestamp, force=header.is_force)
         return after(reset, _reset)
 
-    def clone(self, command: Command, connection: RemotingConnection) -> Response:
+    def clone(self, command: Command, connection: RemotingConnection) -> Reply[Response | None]:
         header = msgspec.convert(command.fields, CloneHeader, strict=False)
-        self._broker.resets.clone(header.src_group, header.dest_group, header.topic, offline=header.offline)
-        return Response()
+        cloned = self._broker.resets.clone(header.src_group, header.dest_group, header.topic, offline=header.offline)
+        return after(cloned, lambda _: Response())
 
     def corrections(self, command: Command, connection: RemotingConnection) -> Response:
         """How far back the groups of a topic are at most, by queue. Apache forgets the offsets of `filterGroups` over

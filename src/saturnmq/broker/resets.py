@@ -89,16 +89,19 @@ class Resets:
 
         return after(gather([self._offset_at(queue, timestamp_ms) for queue in queues]), tell)
 
-    def clone(self, source: str, group: str, topic: str | None, *, offline: bool) -> None:
+    def clone(self, source: str, group: str, topic: str | None, *, offline: bool) -> Reply[None]:
         """The group goes on where the source is, in one topic or all. Not offline: only where the source subscribes,
-        when any of it is connected."""
+        when any of it is connected. Answers when a restart finds it."""
         if self._groups.get(group) is None:
             raise GroupNotFound(f"Group {group} does not exist")
         members = self._clients.consumer_group(source)
         for name in [topic] if topic else self._offsets.topics_of(source):
             unsubscribed = members is not None and members.subscriptions and name not in members.subscriptions
             if self._topics.get(name) is not None and (offline or not unsubscribed):
+                for queue_id, offset in self._offsets.of_group(source, name).items():
+                    self._pops.move(group, name, queue_id, offset)
                 self._offsets.clone(source, group, name)
+        return self._offsets.write()
 
     def _queues(self, topic: TopicConfig) -> list[MessageQueue]:
         return [MessageQueue(topic.topic_name, self._name, queue_id) for queue_id in range(topic.read_queue_nums)]

@@ -97,6 +97,18 @@ def test_a_reset_outlives_the_broker(fifo: bool, end: End, acknowledged: int) ->
     assert numbers(pop(offline, fifo=fifo)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("end", [OfflineBroker.restart, killed])
+def test_a_group_that_goes_on_where_another_is_does_so_after_the_broker_ends(end: End) -> None:
+    offline = stage(3)
+    held = pop(offline)
+    for offset in range(3):
+        assert ack(offline, held, offset) == 0
+    offline.broker.offsets.commit("source", "orders", 0, 1)
+    cloned = offline.ask(RequestCode.CLONE_GROUP_OFFSET, {"srcGroup": "source", "destGroup": "g", "offline": True})
+    assert cloned.code == 0
+    assert numbers(pop(end(offline))) == [1, 2]
+
+
 def test_where_a_new_group_began_outlives_a_kill() -> None:
     """With the latest message: what came after that it must not miss, although others are later."""
     offline = stage(1, init_pop_offset_by_check_msg_in_mem=False)
