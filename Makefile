@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -q
 # the one computes, the other waits most of the time
-UNIT := $(PYTEST) -n 2 tests/unit tests/simulation
+UNIT := $(PYTEST) -n 2 --dist worksteal tests/simulation tests/unit
 CONFORMANCE := $(PYTEST) -n 3 --dist worksteal tests/conformance
 
 .DEFAULT_GOAL := help
