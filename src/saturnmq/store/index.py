@@ -1,9 +1,10 @@
 """The index: which messages have a key. It follows the log, may fall behind it, and never holds it up.
 
-While it keeps up (`_live`), it is fed with the messages that readers see and takes them in some hundred at a time, at
-the end of a turn or when the queues are written. Otherwise, after a start or after its disk failed, it reads the log
-from where it stands, in small pieces in the background, until it has come to the end. So damage is no case of its own:
-a file that is not right is dropped with those after it, and the log is read from there.
+While it keeps up (`_live`), it is fed with the messages that readers see and takes them in some hundred at a time, a
+moment later, for who waits for these messages comes first, or when the queues are written. Otherwise, after a start or
+after its disk failed, it reads the log from where it stands, in small pieces in the background, until it has come to
+the end. So damage is no case of its own: a file that is not right is dropped with those after it, and the log is read
+from there.
 
 Files are written with the queues, once a second, when their records are durable. An index that cannot be written drops
 the files that are not complete on disk, and is made anew from there when there is room; no send fails for it.
@@ -48,6 +49,8 @@ T = TypeVar("T")
 
 #: messages that wait to be taken in: the turn that does it is no longer than a millisecond for it
 _BATCH = 256
+#: and begins so much later
+_LATER_MS = 100
 #: of items that wait for the disk; above it the index falls behind
 _MAX_TAIL_BYTES = 16 << 20
 #: between syncs of the file that grows: what a start after a power cut reads again
@@ -239,18 +242,26 @@ class Index:
         self._pending += rows
         if len(self._pending) >= _BATCH and not self._takes_in_soon:
             self._takes_in_soon = True
-            self._clock.call_soon(self._take_in)
+            self._clock.call_at(self._clock.now_ms() + _LATER_MS, self._take_in_batch)
 
-    def _take_in(self) -> None:
-        self._takes_in_soon = False
+    def _take_in_batch(self) -> None:
+        """The others of the loop come before the next one."""
+        self._take_in(_BATCH)
+        self._takes_in_soon = len(self._pending) >= _BATCH
+        if self._takes_in_soon:
+            self._clock.call_soon(self._take_in_batch)
+
+    def _take_in(self, most: int | None = None) -> None:
         if not self._live:
             return
-        rows, self._pending = self._pending, []
+        rows = self._pending[:most]
+        del self._pending[: len(rows)]
         if self._files and len(self._files[-1].tail) > _MAX_TAIL_BYTES:
             self._live = False  # they are read again when there is room
+            self._pending.clear()
             return
         self._add(rows)
-        self._position = self._shown
+        self._position = self._pending[0][1] if self._pending else self._shown
 
     def _add(self, rows: Sequence[Row]) -> None:
         items: list[NewItem] = []

@@ -709,11 +709,12 @@ def test_it_waits_for_room(caplog: pytest.LogCaptureFixture) -> None:
 def test_an_index_whose_disk_is_too_slow_reads_the_log_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_MAX_TAIL_BYTES", 100)
     monkeypatch.setattr(index, "_BATCH", 2)
+    monkeypatch.setattr(index, "_LATER_MS", 1)
     held = HeldBackground()
     stage = Stage(reader=held, max_index_num=1000).open()
     for at in range(50):
         stage.store.append([message(b"%d" % at, properties=packed(unique=f"U{at}"))])
-        stage.clock.run_soon()
+        stage.clock.advance(1)
     assert find(stage, "U3") == [b"3"]
     assert find(stage, "U40") == []
     for _ in range(200):
@@ -724,14 +725,19 @@ def test_an_index_whose_disk_is_too_slow_reads_the_log_later(monkeypatch: pytest
     assert counts(stage) == [51]
 
 
-def test_messages_are_taken_in_in_batches_at_the_end_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_taken_in_in_batches_a_moment_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_BATCH", 8)
     stage = Stage().open()
     for at in range(7):
         send(stage, b"%d" % at, unique=f"U{at}")
+    stage.clock.advance(index._LATER_MS)
     assert stage.store.indexed == (0, 0)
-    send(stage, b"7", unique="U7")
-    assert stage.store.indexed[1] == stage.all()[7].commit_log_offset
+    for at in range(7, 20):
+        send(stage, b"%d" % at, unique=f"U{at}")
+    assert stage.store.indexed == (0, 0)
+    stage.clock.advance(index._LATER_MS)
+    assert stage.store.indexed[1] == stage.all()[15].commit_log_offset
+    assert find(stage, "U19") == [b"19"]
 
 
 def test_after_the_store_has_failed_it_is_silent() -> None:
