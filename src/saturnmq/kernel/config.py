@@ -366,7 +366,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     #: decoded headers of one request, names and values with 32 bytes each (RFC 9113 6.5.2)
     http2_header_list_bytes: Positive = 16 * 1024
     #: requests of one HTTP/2 connection that are handled in one turn of the loop
-    http2_requests_per_turn: Positive = 256
+    http2_requests_per_turn: Positive = 32
     #: RST_STREAM, PING, SETTINGS and empty frames from one peer in any 10 s before it is told ENHANCE_YOUR_CALM
     http2_control_frames_per_10s: Positive = 2000
     #: of one port; at most a fifth of what the process may open (`ulimit -n`): a store needs files
