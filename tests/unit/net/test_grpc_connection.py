@@ -376,7 +376,7 @@ def test_what_is_not_grpc_is_answered_before_it_ends_when_it_takes_too_long() ->
 
 
 def test_what_is_inflated_counts_in_the_turn() -> None:
-    peer = Peer(Limits(grpc_inflated_bytes=4_000_000))
+    peer = Peer(Limits(grpc_inflated_bytes=4_000_000, http2_requests_per_turn=256))
     asked: list[int] = []
 
     def answer(call: Call, question: bytes) -> bytes:
