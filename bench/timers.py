@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from run import APACHE, BUILD, ROOT, Target, apache, saturn
@@ -33,7 +34,6 @@ from saturnmq.wire import record
 
 SEND_MESSAGE_V2 = 310
 PULL_MESSAGE = 11
-FOUND = 0
 QUEUES = 8
 #: from the first send to the first message that is due
 AHEAD_S = 15
@@ -90,13 +90,17 @@ async def measure(target: Target, rate: int, seconds: int) -> list[tuple[float, 
     address = target.addresses["broker"]
     sent = asyncio.gather(*(send(address, topic, due_ms[part::4]) for part in range(4)))
     batches: list[tuple[float, bytes]] = []
-    consumers = [asyncio.create_task(consume(address, topic, queue, batches)) for queue in range(QUEUES)]
+    loop, (host, port) = asyncio.get_running_loop(), address.split(":")
+    consumers = [
+        (await loop.create_connection(partial(Consumer, topic, queue, batches), host, int(port)))[0]
+        for queue in range(QUEUES)
+    ]
     await sent
     gc.disable()  # this program's pauses are not the server's
     assert time.time() < first_s, "the messages were not sent in time: raise AHEAD_S"
     await asyncio.sleep(first_s + seconds + 2 - time.time())
     for consumer in consumers:
-        consumer.cancel()
+        consumer.close()
     gc.enable()
     lateness = [late for now_ms, body in batches for late in lateness_of(now_ms, body)]
     assert len(lateness) >= count, f"{count - len(lateness)} of {count} messages did not come"
@@ -124,19 +128,38 @@ async def send(address: str, topic: str, due_ms: list[int]) -> None:
     writer.close()
 
 
-async def consume(address: str, topic: str, queue_id: int, batches: list[tuple[float, bytes]]) -> None:
-    """Long-poll one queue for ever; what came is looked at afterwards, so that this program is not what is late."""
-    reader, writer = await asyncio.open_connection(*address.split(":"))
-    offset, wanted = 0, {
-        "consumerGroup": "bench-group", "topic": topic, "queueId": str(queue_id), "maxMsgNums": "32", "sysFlag": "6",
-        "commitOffset": "0", "suspendTimeoutMillis": "15000", "subscription": "*", "subVersion": "0",
-    }  # fmt: skip
-    while True:
-        writer.write(encoded(PULL_MESSAGE, offset, wanted | {"queueOffset": str(offset)}))
-        header, body = await answer(reader)
-        offset = int(header["extFields"]["nextBeginOffset"])
-        if header["code"] == FOUND:
-            batches.append((time.time() * 1000, body))
+class Consumer(asyncio.Protocol):
+    """Long-polls one queue for ever; what came is looked at afterwards, so that this program is not what is late."""
+
+    def __init__(self, topic: str, queue_id: int, batches: list[tuple[float, bytes]]) -> None:
+        self._batches, self._received = batches, b""
+        fields = {
+            "consumerGroup": "bench-group", "topic": topic, "queueId": str(queue_id), "maxMsgNums": "32",
+            "commitOffset": "0", "suspendTimeoutMillis": "15000", "subscription": "*", "subVersion": "0",
+            "queueOffset": "OFFSET", "sysFlag": "6",
+        }  # fmt: skip
+        self._begin, self._end = encoded(PULL_MESSAGE, 0, fields)[8:].split(b"OFFSET")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._pull(b"0")
+
+    def data_received(self, data: bytes) -> None:
+        now_ms = time.time() * 1000
+        self._received += data
+        while len(self._received) >= 8:
+            length, header_bytes = struct.unpack_from(">II", self._received)
+            if len(self._received) < 4 + length:
+                break
+            header, body = self._received[8 : 8 + header_bytes], self._received[8 + header_bytes : 4 + length]
+            self._received = self._received[4 + length :]
+            self._pull(header.partition(b'"nextBeginOffset":"')[2].partition(b'"')[0])
+            if body:
+                self._batches.append((now_ms, body))
+
+    def _pull(self, offset: bytes) -> None:
+        header = self._begin + offset + self._end
+        self._transport.write(struct.pack(">II", len(header) + 4, len(header)) + header)
 
 
 def lateness_of(now_ms: float, body: bytes) -> Iterator[tuple[float, float, bool]]:

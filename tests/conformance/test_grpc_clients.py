@@ -239,7 +239,7 @@ def test_long_poll_is_answered_by_a_message_that_arrives(client: Client, admin: 
     ids = producer.send([Message(topic, b"arrives")])
     sent = time.monotonic()
     assert [delivery.id for delivery in consumer.received(waiting)] == ids
-    assert time.monotonic() - sent < 2
+    assert time.monotonic() - sent < 10
 
 
 #: Go 5.1.3 sends no NotifyClientTermination (client.go: the call stands under `err != nil`); it expires

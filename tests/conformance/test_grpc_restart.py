@@ -20,7 +20,7 @@ pytestmark = only_saturn
 T = TypeVar("T")
 
 #: a stop that waits for nobody
-SOON_S = 2
+SOON_S = 4.5
 
 
 @pytest.fixture

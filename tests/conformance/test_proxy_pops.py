@@ -167,7 +167,7 @@ def test_who_asks_is_notified(share: Share) -> None:
     begun = time.monotonic()
     share.send("1")
     assert waiting.result(ANSWER_TIMEOUT_S)["has_message"]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
     assert share.has_message(), "nothing was taken"
     assert bodies(share.pop()) == [("1", 1)]
     assert not share.has_message()

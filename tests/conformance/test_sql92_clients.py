@@ -65,7 +65,7 @@ def test_push_wakes_for_what_it_wants_only(remoting: RemotingClient, admin: Admi
     begun = time.monotonic()
     producer.send([RemotingMessage(topic, b"7", properties={"n": "7"})])
     assert bodies(consumer.received(1)) == [b"7"]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 def test_what_failed_comes_again(remoting: RemotingClient, admin: Admin) -> None:

@@ -116,14 +116,15 @@ class Sparse:
     _PAGE = 4096
 
     def __init__(self, content: bytearray | Sparse) -> None:
-        self._pages: dict[int, bytearray] = {}
+        #: by number; those that are not there are zeros
+        self.pages: dict[int, bytearray] = {}
         self._size = len(content)
         self[0 : self._size] = bytes(content[0 : self._size])
 
     def copy(self) -> Sparse:
         copied = Sparse(bytearray())
         copied._size = self._size
-        copied._pages = {number: page.copy() for number, page in self._pages.items()}
+        copied.pages = {number: page.copy() for number, page in self.pages.items()}
         return copied
 
     def __len__(self) -> int:
@@ -137,7 +138,7 @@ class Sparse:
 
     def data_from(self, offset: int) -> int:
         """See `disk.port.File`."""
-        pages = [page for page in self._pages if page >= offset // self._PAGE]
+        pages = [page for page in self.pages if page >= offset // self._PAGE]
         return max(offset, min(pages) * self._PAGE) if pages else max(offset, self._size)
 
     def __getitem__(self, where: slice) -> bytes:
@@ -146,7 +147,7 @@ class Sparse:
         while start < stop:
             number, at = divmod(start, self._PAGE)
             end = min(stop, (number + 1) * self._PAGE)
-            page = self._pages.get(number)
+            page = self.pages.get(number)
             parts.append(bytes(end - start) if page is None else page[at : at + end - start])
             start = end
         return b"".join(parts)
@@ -157,14 +158,14 @@ class Sparse:
         for at in range(start // self._PAGE * self._PAGE, stop, self._PAGE):
             begin, end = max(start, at), min(stop, at + self._PAGE)
             part = data[begin - start : end - start]
-            if at // self._PAGE in self._pages or any(part):
-                page = self._pages.setdefault(at // self._PAGE, bytearray(self._PAGE))
+            if at // self._PAGE in self.pages or any(part):
+                page = self.pages.setdefault(at // self._PAGE, bytearray(self._PAGE))
                 page[begin - at : end - at] = part
 
     def __delitem__(self, where: slice) -> None:
         size = where.indices(self._size)[0]
-        self._pages = {number: page for number, page in self._pages.items() if number * self._PAGE < size}
-        if size % self._PAGE and (last := self._pages.get(size // self._PAGE)) is not None:
+        self.pages = {number: page for number, page in self.pages.items() if number * self._PAGE < size}
+        if size % self._PAGE and (last := self.pages.get(size // self._PAGE)) is not None:
             last[size % self._PAGE :] = bytes(self._PAGE - size % self._PAGE)
         self._size = size
 

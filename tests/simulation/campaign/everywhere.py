@@ -13,7 +13,7 @@ from campaign.history import History
 from campaign.life import DELAYS, Life
 from campaign.lives import sectors
 from campaign.process import HOUR_MS, POP_GROUPS, Process, Settings
-from saturnmq.disk.simulated import Event, Operation, SimulatedDisk, Survives, everything_survives
+from saturnmq.disk.simulated import Event, Operation, SimulatedDisk, Sparse, Survives, everything_survives
 from saturnmq.testing.clock import VirtualClock
 
 Ranges = Sequence[tuple[int, int]]
@@ -119,7 +119,12 @@ def _try(life: Life, after: SimulatedDisk, told: int) -> None:
 def _digest(disk: SimulatedDisk) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(disk.names):
-        content = disk.read_file(path)
-        digest.update(f"{path}\0{len(content)}\0".encode() + content)
+        content = disk.inodes[disk.names[path]]
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        if isinstance(content, Sparse):  # not its hole
+            for number, page in sorted(content.pages.items()):
+                digest.update(number.to_bytes(8, "big") + page)
+        else:
+            digest.update(content)
     digest.update("\0".join(sorted(disk.directories)).encode())
     return digest.digest()
