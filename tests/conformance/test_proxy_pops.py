@@ -33,7 +33,6 @@ class Popper:
     """The running program; requests may be under way at once."""
 
     def __init__(self, jars: Path, home: Path, broker: str) -> None:
-        home.mkdir()
         with (home / "stderr.log").open("w") as log:
             self._process = subprocess.Popen(
                 [*JVM, f"-Drocketmq.client.logRoot={home}", "-cp", f"{jars}/*", str(PROGRAM), broker, "broker-a"],
@@ -75,8 +74,9 @@ class Popper:
 
 
 @pytest.fixture(scope="module")
-def popper(run_home: Path, server: Server) -> Iterator[Popper]:
-    popper = Popper(built_or_skipped(SOURCES["java"]) / "target" / "dependency", run_home / "popper", server.broker)
+def popper(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[Popper]:
+    home = tmp_path_factory.mktemp("popper")
+    popper = Popper(built_or_skipped(SOURCES["java"]) / "target" / "dependency", home, server.broker)
     yield popper
     popper.close()
 
