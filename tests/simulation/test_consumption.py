@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from campaign.process import listen, stop_listening
 from consumption.lives import LIVES, Consumers, live
 from consumption.planted import found
 from harness.testimony import (
@@ -18,6 +21,13 @@ from harness.testimony import (
     Reset,
     Sent,
 )
+
+
+@pytest.fixture(autouse=True)
+def _listen() -> Iterator[None]:
+    listen()
+    yield
+    stop_listening()
 
 
 @pytest.mark.parametrize("kind", LIVES)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 from campaign.everywhere import scripted, try_everywhere
 from campaign.lives import Campaign, Totals
 from campaign.planted import FAULTS, seeds_until_found
-from campaign.process import listen
+from campaign.process import listen, stop_listening
 
 
 @pytest.fixture(autouse=True)
-def _listen() -> None:
+def _listen() -> Iterator[None]:
     listen()
+    yield
+    stop_listening()
 
 
 #: one that is new at every run; CI tries the same ones every time, as hypothesis does there

@@ -85,6 +85,14 @@ def listen() -> None:
         logger.addHandler(REPORTS)
 
 
+def stop_listening() -> None:
+    """For what else runs in this process."""
+    logger = logging.getLogger("saturnmq")
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+    logger.removeHandler(REPORTS)
+
+
 class Threads:
     """A `kernel.clock.Background`: one thread, which takes its time, at times that the seed draws."""
 
