@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "conformance"))
 
 from campaign.planting import plant
+from campaign.process import listen
 from consumption.lives import LIVES, STEPS, live
 from consumption.planted import FAULTS, MOST_LIVES, found
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--fault", choices=[*FAULTS, "all"], help="to plant")
     options = parser.parse_args()
+    listen()
     if options.fault is not None:
         return plant([*FAULTS] if options.fault == "all" else [options.fault], found, "life", MOST_LIVES)
     for kind in LIVES:

@@ -24,6 +24,7 @@ from harness.servers import free_broker_port
 from saturnmq.testing.server import ServerProcess
 
 Server = Literal["apache", "saturn"]
+OTHER: dict[Server, Server] = {"apache": "saturn", "saturn": "apache"}
 CLUSTER, BROKER = "DefaultCluster", "broker-a"
 QUERY_CONSUMER_OFFSET = 14
 SEARCH_OFFSET_BY_TIMESTAMP = 29

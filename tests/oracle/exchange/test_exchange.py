@@ -23,7 +23,7 @@ from harness.apache import Apache
 from harness.mqadmin import Mqadmin, Said
 from harness.pipeline import Numbered, PipelinedSender, Stored, read_back, records
 from harness.remoting import RemotingClient, RemotingMessage, RemotingProcess
-from harness.shared_broker import BROKER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
+from harness.shared_broker import BROKER, OTHER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
 
 UPDATE_AND_CREATE_TOPIC = 17
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
@@ -32,7 +32,6 @@ UPDATE_CONSUMER_OFFSET = 15
 CONSUMER_SEND_MSG_BACK = 36
 POP_MESSAGE = 200_050
 
-OTHER: Mapping[Server, Server] = {"apache": "saturn", "saturn": "apache"}
 #: messages in each half of a story's load: some log files of 256 KiB
 LOAD = 1_000
 QUEUES = 4

@@ -16,8 +16,8 @@ import test_exchange_timer as timer
 import test_exchange_transactions as transactions
 from harness.apache import Apache
 from harness.remoting import RemotingProcess
-from harness.shared_broker import Server, SharedBroker
-from test_exchange import OTHER, Snapshot, Story
+from harness.shared_broker import OTHER, Server, SharedBroker
+from test_exchange import Snapshot, Story
 from test_exchange_pop import OrderedStory
 from test_exchange_pop import Story as PopStory
 

@@ -16,14 +16,13 @@ import pytest
 from harness.admin import AdminError
 from harness.apache import Apache
 from harness.pipeline import records
-from harness.shared_broker import BROKER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
+from harness.shared_broker import BROKER, OTHER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
 
 UPDATE_AND_CREATE_TOPIC = 17
 UPDATE_AND_CREATE_SUBSCRIPTIONGROUP = 200
 SEND_MESSAGE_V2 = 310
 POP_MESSAGE, ACK_MESSAGE, CHANGE_MESSAGE_INVISIBLETIME = 200_050, 200_051, 200_053
 
-OTHER: dict[Server, Server] = {"apache": "saturn", "saturn": "apache"}
 #: a lease that is over when the next server has come up
 SHORT_MS = 8_000
 #: Apache gives out again what is over when it sees something that is over for longer, or after some seconds of nothing

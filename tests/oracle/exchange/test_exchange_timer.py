@@ -16,7 +16,7 @@ import pytest
 from harness.admin import AdminError
 from harness.apache import Apache
 from harness.pipeline import read_back
-from harness.shared_broker import PATIENT, SMALL_FILES, Server, SharedBroker
+from harness.shared_broker import OTHER, PATIENT, SMALL_FILES, Server, SharedBroker
 
 from saturnmq.wire.record import decode
 
@@ -27,7 +27,6 @@ SEND_MESSAGE_V2 = 310
 RECALL_MESSAGE = 370
 ILLEGAL_OPERATION = 604
 
-OTHER: dict[Server, Server] = {"apache": "saturn", "saturn": "apache"}
 TOPIC = "delayed"
 #: messages that are due later than this are rolled
 WINDOW_S = 20

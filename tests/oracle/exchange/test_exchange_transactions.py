@@ -20,7 +20,7 @@ import pytest
 from harness.admin import decoded, encoded
 from harness.apache import Apache
 from harness.pipeline import read_back
-from harness.shared_broker import PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
+from harness.shared_broker import OTHER, PATIENT, SMALL_FILES, SOON_WRITTEN, Server, SharedBroker
 
 from saturnmq.wire import record
 from saturnmq.wire.remoting import json
@@ -30,7 +30,6 @@ UPDATE_AND_CREATE_TOPIC = 17
 SEND_MESSAGE_V2 = 310
 COMMIT, ROLLBACK = 8, 12
 
-OTHER: dict[Server, Server] = {"apache": "saturn", "saturn": "apache"}
 TOPIC, GROUP = "orders", "producers"
 SETTINGS = {
     **SMALL_FILES,

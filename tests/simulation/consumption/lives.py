@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import msgspec
 from campaign.lives import torn
-from campaign.process import HOUR_MS, TOPICS, Process, Settings, listen
+from campaign.process import HOUR_MS, TOPICS, Process, Settings
 from harness.testimony import (
     Answered,
     Asked,
@@ -118,7 +118,6 @@ class Consumers(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 1 << 32))
     def begin(self, seed: int) -> None:
-        listen()
         type(self).lives += 1
         self.chance = random.Random(seed)
         self.settings = Settings(self.chance, sync=self.sync)
